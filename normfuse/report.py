@@ -1,0 +1,148 @@
+"""What was done to a model and what was not: `Change`, `Refusal`, `Counts` and the `Report` that holds them.
+
+Refusals are values: wherever a rule could have applied and did not, it says so with its reason.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from normfuse.verify import Parity
+
+SCHEMA_VERSION = 1
+
+NORMALIZATIONS = frozenset(
+    {
+        "BatchNormalization",
+        "GroupNorm",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LRN",
+        "LayerNormalization",
+        "LpNormalization",
+        "MeanVarianceNormalization",
+        "RMSNormalization",
+        "SimplifiedLayerNormalization",
+        "SkipGroupNorm",
+        "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+        "Standardize",
+    }
+)
+"""Operators that are a normalization by themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that was changed.
+
+    Attributes:
+        rule: the name of the rule, as in `normfuse explain`.
+        nodes: names of the nodes it removed or rewrote.
+        into: names of the nodes whose weights took over what the removed nodes did.
+        detail: one line for the user: what happened, and what it cost where it cost something.
+    """
+
+    rule: str
+    nodes: tuple[str, ...]
+    into: tuple[str, ...] = ()
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One thing that could have been changed and was not.
+
+    Attributes:
+        rule: the name of the rule that refused.
+        node: the name of the node that stays as it is.
+        reason: why, in one line.
+    """
+
+    rule: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The size of a model.
+
+    Attributes:
+        nodes: nodes in the graph, its subgraphs and the model-local functions, Constant nodes included.
+        operators: how many there are of each operator type.
+        parameters: elements in all initializers.
+        bytes: bytes of all initializers.
+    """
+
+    nodes: int
+    operators: dict[str, int]
+    parameters: int
+    bytes: int
+
+    @classmethod
+    def of(cls, model: ir.Model) -> "Counts":
+        """Counts a model."""
+        operators: Counter[str] = Counter()
+        parameters = size = 0
+        for graph in model.graphs():
+            operators.update(node.op_type for node in graph)
+            for value in graph.initializers.values():
+                if value.const_value is not None:
+                    parameters += value.const_value.size
+                    size += value.const_value.nbytes
+        for function in model.functions.values():
+            operators.update(node.op_type for node in function.all_nodes())
+        return cls(operators.total(), dict(sorted(operators.items())), parameters, size)
+
+    @property
+    def norms(self) -> dict[str, int]:
+        """How many there are of each normalization operator."""
+        return {name: count for name, count in self.operators.items() if name in NORMALIZATIONS}
+
+
+@dataclass(slots=True)
+class Report:
+    """What `normfuse.optimize` did, what it did not do and why, and the proof.
+
+    Attributes:
+        before: the size of the model as it came.
+        after: the size of the model as it left.
+        changes: what was changed, in order.
+        refusals: what was not changed, with the reasons.
+        parity: the result of the numerical check, or None where it was switched off.
+    """
+
+    before: Counts
+    after: Counts
+    changes: list[Change] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    parity: "Parity | None" = None
+
+    def by_rule(self) -> dict[str, int]:
+        """How often each rule changed something, most frequent first."""
+        return dict(Counter(change.rule for change in self.changes).most_common())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "before": _counts(self.before),
+            "after": _counts(self.after),
+            "changes": [asdict(change) for change in self.changes],
+            "refusals": [asdict(refusal) for refusal in self.refusals],
+            "parity": None if self.parity is None else self.parity.to_dict(),
+        }
+
+
+def _counts(counts: Counts) -> dict[str, Any]:
+    return {**asdict(counts), "norms": counts.norms}
+
+
+def unique(refusals: Iterable[Refusal]) -> list[Refusal]:
+    """Refusals without repetitions, in order of their first appearance."""
+    return list(dict.fromkeys(refusals))

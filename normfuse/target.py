@@ -1,0 +1,48 @@
+"""Where a model will run: `Target`, the execution provider and what depends on it."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal, Self, get_args
+
+from normfuse.errors import NormfuseError
+
+Provider = Literal["portable", "cpu", "cuda"]
+PROVIDERS: tuple[Provider, ...] = get_args(Provider)
+
+
+def _threads() -> int:
+    """The number of processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The execution provider a model is optimized for.
+
+    Attributes:
+        provider: `portable` (standard ONNX operators only), `cpu` or `cuda` (what ONNX Runtime's provider runs fastest).
+        threads: intra-op threads that the session will use.
+        opset: the opset to write, or None to keep the model's own.
+    """
+
+    provider: Provider = "cpu"
+    threads: int = 1
+    opset: int | None = None
+
+    @classmethod
+    def parse(cls, target: "str | Target", threads: int | None = None, opset: int | None = None) -> Self:
+        """Reads a target from its name.
+
+        Raises:
+            NormfuseError: the name is not one of `PROVIDERS`, or `threads` is not positive.
+        """
+        if isinstance(target, Target):
+            return cls(target.provider, threads or target.threads, opset or target.opset)
+        for provider in PROVIDERS:
+            if provider == target:
+                if threads is not None and threads < 1:
+                    raise NormfuseError(f"threads must be at least 1, not {threads}")
+                return cls(provider, threads or _threads(), opset)
+        raise NormfuseError(f"unknown target {target!r}; choose one of {', '.join(PROVIDERS)}")

@@ -1,0 +1,1 @@
+"""The stages of the pipeline, each an `onnx_ir.passes.InPlacePass`, and the tables of their rules."""
