@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from normfuse.pipeline import optimize as optimize
     from normfuse.report import Report as Report
     from normfuse.target import Target as Target
-    from normfuse.verify import Parity as Parity
-    from normfuse.verify import verify as verify
+    from normfuse.verification import Parity as Parity
+    from normfuse.verification import verify as verify
 
 __version__ = "0.1.0"
 
 _HOME = {
     "ModelError": "errors",
     "NormfuseError": "errors",
-    "Parity": "verify",
+    "Parity": "verification",
     "Report": "report",
     "Result": "pipeline",
     "Target": "target",
     "inspect": "inspection",
     "optimize": "pipeline",
     "save": "model",
-    "verify": "verify",
+    "verify": "verification",
 }
 
 __all__ = [

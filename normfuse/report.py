@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 if TYPE_CHECKING:
-    from normfuse.verify import Parity
+    from normfuse.verification import Parity
 
 SCHEMA_VERSION = 1
 

@@ -1,0 +1,186 @@
+"""The pipeline: load → prepare → fold → clean, with observers between the stages.
+
+LIFT stands between prepare and fold, LOWER between fold and clean; they come with the recognisers and lowerings.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from normfuse.errors import NormfuseError, ParityError
+from normfuse.model import Source, load, restore_kind
+from normfuse.passes import clean, prepare
+from normfuse.passes.clean import CleanPass
+from normfuse.passes.fold import FoldPass
+from normfuse.passes.fold_rules import FOLD_RULES
+from normfuse.passes.prepare import PreparePass
+from normfuse.passes.rule import Rule
+from normfuse.report import Counts, Report, unique
+from normfuse.target import Target
+
+Observer = Callable[[str, ir.Model], None]
+"""Called after each stage with the stage's name and the model as it is then; it must not change it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What `optimize` returns.
+
+    Attributes:
+        model: the optimized model, of the kind that was given (a path gives an `onnx.ModelProto`).
+        report: what was changed, what was not and why, and the proof.
+    """
+
+    model: Any
+    report: Report
+
+
+def rules() -> tuple[Rule, ...]:
+    """All rules, in the order of the stages."""
+    return prepare.RULES + FOLD_RULES + clean.RULES
+
+
+def optimize(
+    source: Source,
+    target: str | Target = "cpu",
+    *,
+    threads: int | None = None,
+    select: Collection[str] = (),
+    ignore: Collection[str] = (),
+    freeze: bool | None = None,
+    verify: bool = True,
+    verify_budget: float = 60.0,
+    data: Any = None,
+    shapes: Mapping[str, Any] | None = None,
+    observers: Collection[Observer] = (),
+) -> Result:
+    """Folds every affine map of a model into its neighbours, and proves that the result computes the same.
+
+    Args:
+        source: a path, bytes, an `onnx.ModelProto`, an `onnx_ir.Model` or a `torch.onnx.ONNXProgram`; it is not changed.
+        target: where the model will run: `portable`, `cpu` or `cuda`, or a `Target`.
+        threads: intra-op threads that the session will use; those of this machine where None.
+        select: names of the rules of FOLD to use; all where empty.
+        ignore: names of the rules of FOLD not to use.
+        freeze: whether initializers that are listed as graph inputs become constants; None does so where the exporter
+            listed all of them.
+        verify: whether to compare the result with the original against a float64 oracle.
+        verify_budget: seconds that the oracle may take.
+        data: inputs to verify with, as `normfuse.verify` takes them.
+        shapes: shapes to verify with, by input name.
+        observers: called after each stage.
+
+    Returns:
+        the model and the report.
+
+    Raises:
+        ModelError: the model cannot be read or is not valid.
+        NormfuseError: a rule is not known, or an argument is wrong.
+        TargetError: ONNX Runtime is missing, or cannot run the model.
+        ParityError: the result does not compute what the original computes.
+
+    Example:
+        >>> import numpy as np, onnx_ir as ir
+        >>> x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([2, 3]))
+        >>> twice = ir.Value(name="twice", const_value=ir.tensor(np.float32([2.0])))
+        >>> first = ir.node("Mul", [x, twice], name="first")
+        >>> second = ir.node("Mul", [first.outputs[0], twice], name="second")
+        >>> graph = ir.Graph([x], second.outputs, nodes=[first, second], initializers=[twice],
+        ...                  opset_imports={"": 18}, name="g")
+        >>> result = optimize(ir.Model(graph, ir_version=10), verify=False)
+        >>> len(result.model.graph), result.report.changes[0].detail
+        (1, '2 nodes became one')
+    """
+    _check_rules(select, ignore)
+    Target.parse(target, threads)
+    original = load(source)
+    with _quiet():
+        report, model = _run(original, select, ignore, freeze, observers)
+    if verify:
+        from normfuse.verification import verify as compare
+
+        report.parity = compare(original, model, data=data, budget=verify_budget, shapes=shapes)
+        if not report.parity.passed:
+            error = ParityError(f"the result does not compute what the original computes: {report.parity.reason}")
+            error.add_note("run with verify=False to look at the result")
+            raise error
+    return Result(restore_kind(model, source), report)
+
+
+def _run(
+    original: ir.Model,
+    select: Collection[str],
+    ignore: Collection[str],
+    freeze: bool | None,
+    observers: Collection[Observer],
+) -> tuple[Report, ir.Model]:
+    model = original.clone()
+    typed = _typed_names(model)
+    preparing, folding = PreparePass(freeze), FoldPass(select, ignore)
+    stages: dict[str, ir.passes.PassBase] = {
+        "prepare": preparing,
+        # LIFT recognises normalizations here.
+        "fold": folding,
+        # LOWER writes them, and what could not be folded, for the target here.
+        "clean": CleanPass(),
+    }
+    for name, stage in stages.items():
+        stage(model)
+        for observe in observers:
+            observe(name, model)
+    _forget_types(model, typed)
+    return (
+        Report(
+            Counts.of(original),
+            Counts.of(model),
+            [*preparing.changes, *folding.changes],
+            unique([*preparing.refusals, *folding.refusals]),
+        ),
+        model,
+    )
+
+
+def _check_rules(select: Collection[str], ignore: Collection[str]) -> None:
+    known = [rule.name for rule in FOLD_RULES]
+    for name in (*select, *ignore):
+        if name not in known:
+            import difflib
+
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "see `normfuse explain`"
+            raise NormfuseError(f"unknown rule {name!r}; {hint}")
+
+
+def _typed_names(model: ir.Model) -> set[str]:
+    return {value.name or "" for value in _inner_values(model) if value.type is not None}
+
+
+def _forget_types(model: ir.Model, typed: set[str]) -> None:
+    """Takes back the shapes that were inferred for values which came without."""
+    for value in _inner_values(model):
+        if value.name not in typed:
+            value.type = None
+            value.shape = None
+
+
+def _inner_values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        outputs = set(graph.outputs)
+        for node in graph:
+            yield from (value for value in node.outputs if value not in outputs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the passes of onnx_ir from writing warnings about what they skip."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,61 @@
+"""What a rule reads of a node: attributes, dimensions, axes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+Dim = int | str | None
+"""A dimension: its size, its symbol, or None where nothing is known."""
+
+
+class RefusedError(Exception):
+    """A law does not apply; the text is the reason."""
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """The value of an attribute: int, float, str, or a list of them.
+
+    Raises:
+        RefusedError: the attribute is set by the caller of the function that the node stands in.
+    """
+    found = node.attributes.get(name)
+    if found is None:
+        return default
+    if found.is_ref():
+        raise RefusedError(f"attribute {name} is set by the caller of the function")
+    value = found.value
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def dims(value: ir.Value | None) -> list[Dim] | None:
+    """The dimensions of a value, or None where not even their number is known."""
+    if value is None or value.shape is None:
+        return None
+    return [dim if isinstance(dim, int) else (dim.value or None) for dim in value.shape]
+
+
+def known_dims(value: ir.Value | None) -> list[Dim]:
+    """The dimensions of a value.
+
+    Raises:
+        RefusedError: their number is not known.
+    """
+    found = dims(value)
+    if found is None:
+        raise RefusedError(f"the rank of {'a value' if value is None else repr(value.name)} is not known")
+    return found
+
+
+def rank(value: ir.Value | None) -> int:
+    """The number of dimensions of a value.
+
+    Raises:
+        RefusedError: it is not known.
+    """
+    return len(known_dims(value))
+
+
+def title(node: ir.Node) -> str:
+    """A node as messages call it."""
+    return f"{node.op_type} {node.name!r}" if node.name else node.op_type

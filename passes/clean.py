@@ -1,0 +1,36 @@
+"""clean: unused nodes, duplicates and common subexpressions go, by the passes of `onnx_ir`."""
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from normfuse.passes.rule import Rule
+
+_RANDOM = frozenset({"Bernoulli", "Dropout"})
+"""Operators that may be random and that `CommonSubexpressionEliminationPass` would merge."""
+
+
+class CleanPass(ir.passes.InPlacePass):
+    """Removes what nothing reads and merges what is the same."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Cleans a model."""
+        passes: list[ir.passes.PassBase] = [
+            common.RemoveUnusedNodesPass(),
+            common.IdentityEliminationPass(),
+            common.DeduplicateInitializersPass(),
+        ]
+        if all(_is_repeatable(node) for node in model.graph):
+            passes.append(common.CommonSubexpressionEliminationPass())
+        passes += [common.RemoveUnusedNodesPass(), common.RemoveUnusedFunctionsPass(), common.TopologicalSortPass()]
+        modified = [item(model).modified for item in passes]
+        return ir.passes.PassResult(model, any(modified))
+
+
+def _is_repeatable(node: ir.Node) -> bool:
+    """Whether two equal nodes compute the same: not known of operators outside of the standard domains."""
+    return node.op_type not in _RANDOM and node.domain in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("clean", "clean", (), None, CleanPass.call, "what nothing reads, or what is there twice, is not needed"),
+)

@@ -1,0 +1,254 @@
+"""prepare: what depends on weights alone is evaluated once, and the shapes are inferred.
+
+Weight standardization, weight norm, spectral norm, the rsqrt of a FrozenBN, chains of Unsqueeze, Cast and Identity in
+front of a weight: all become initializers, computed in float64 and rounded once. Shapes that are known become constants.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from normfuse.passes.rule import Rule
+from normfuse.passes.shapes import shape_constants
+from normfuse.passes.weights import EXACT, constant_tensor, is_float, round_to
+from normfuse.report import Change, Refusal
+
+GROWTH_BYTES = 32 << 20
+"""A constant that is larger than four times what it is computed from is evaluated up to this size."""
+
+_KEPT = frozenset(
+    {
+        "Bernoulli",
+        "Constant",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "Multinomial",
+        "QuantizeLinear",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    }
+)
+"""What is not evaluated: it is random, or the form in which quantized weights are stored."""
+
+_INITIAL_IR_VERSION = 4
+"""From this IR version on, an initializer need not be an input of the graph, and one that is may be overridden."""
+
+
+class PreparePass(ir.passes.InPlacePass):
+    """Makes constants of what is constant.
+
+    Attributes:
+        changes: what was done.
+        refusals: what was not done, with the reasons.
+    """
+
+    def __init__(self, freeze: bool | None = None) -> None:
+        """Prepares models.
+
+        Args:
+            freeze: whether initializers that are listed as inputs become constants; None decides as
+                `freezes_by_itself` does.
+        """
+        super().__init__()
+        self._freeze = freeze
+        self.changes: list[Change] = []
+        self.refusals: list[Refusal] = []
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Prepares a model."""
+        self.freeze_inputs(model)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        infer_shapes(model)
+        if self.fold_constants(model) | self.fold_shapes(model):
+            self.fold_constants(model)
+            infer_shapes(model)
+        return ir.passes.PassResult(model, bool(self.changes))
+
+    def freeze_inputs(self, model: ir.Model) -> None:
+        """Initializers that are listed as inputs become constants where the exporter listed all of them."""
+        listed = [value for value in model.graph.inputs if value.is_initializer()]
+        if not listed:
+            return
+        freeze = freezes_by_itself(model) if self._freeze is None else self._freeze
+        if not freeze:
+            for value in listed:
+                reason = "it is an input of the graph that a caller may set; --freeze makes it a constant"
+                self.refusals.append(Refusal("freeze", value.name or "", reason))
+            return
+        common.RemoveInitializersFromInputsPass()(model)
+        model.ir_version = max(model.ir_version, _INITIAL_IR_VERSION)
+        detail = f"{len(listed)} initializers listed as inputs became constants; --no-freeze keeps them"
+        self.changes.append(Change("freeze", (), (), detail))
+
+    def fold_constants(self, model: ir.Model) -> bool:
+        """Evaluates the nodes that depend on constants alone."""
+        changed = False
+        for graph in (model.graph, *model.graph.subgraphs()):
+            nodes = list(_evaluable(graph))
+            if nodes:
+                changed |= self._evaluate(model, graph, nodes)
+        return changed
+
+    def fold_shapes(self, model: ir.Model) -> bool:
+        """Replaces what is computed of known dimensions by constants."""
+        changed = False
+        for value, integers in shape_constants(model.graph):
+            node = value.producer()
+            assert node is not None
+            array = np.asarray(integers, value.dtype.numpy() if value.dtype is not None else np.int64)
+            _replace(model.graph, value, array, ir.DataType.from_numpy(array.dtype), None)
+            self.changes.append(Change("known-shape", (node.name or node.op_type,), (), "its dimensions are known"))
+            changed = True
+        return changed
+
+    def _evaluate(self, model: ir.Model, graph: ir.Graph, nodes: list[ir.Node]) -> bool:
+        from normfuse.oracle import Oracle, OracleError
+
+        members = set(nodes)
+        wanted = [
+            output
+            for node in nodes
+            for output in node.outputs
+            if any(use.node not in members for use in output.uses()) and output.dtype is not None
+        ]
+        feeds: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {}
+        try:
+            results = Oracle(_cut_out(model, nodes, wanted, feeds)).run(feeds)
+        except OracleError as error:
+            self.refusals.append(Refusal("constant", nodes[0].name or nodes[0].op_type, f"not evaluated: {error}"))
+            return False
+        for value in wanted:
+            array = np.asarray(results[str(value.name)])
+            dtype = value.dtype
+            assert dtype is not None
+            exact = array.astype(np.float64) if is_float(dtype) and array.dtype.kind == "f" else None
+            _replace(graph, value, array, dtype, exact)
+        gone = [node.name or node.op_type for node in nodes]
+        common.RemoveUnusedNodesPass()(model)
+        names = tuple(name for name, node in zip(gone, nodes, strict=True) if node.graph is None)
+        if names:
+            self.changes.append(Change("constant", names, (), "evaluated once: depends on weights alone"))
+        return bool(names)
+
+
+def freezes_by_itself(model: ir.Model) -> bool:
+    """Whether all initializers are listed as inputs: the habit of an exporter, not a wish to override them.
+
+    Before IR version 4 they had to be, and none could be overridden.
+    """
+    return model.ir_version < _INITIAL_IR_VERSION or all(
+        value.is_graph_input() for value in model.graph.initializers.values()
+    )
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Infers shapes and types of all values."""
+    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def _evaluable(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Nodes that compute constants, in order, each a reader of constants or of such nodes alone."""
+    constant: set[ir.Value] = set()
+    for node in graph:
+        if node.domain not in ("", "ai.onnx") or node.op_type in _KEPT:
+            continue
+        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+            continue
+        if not all(v is None or v in constant or _is_tensor(v) for v in node.inputs):
+            continue
+        if any(output.is_graph_output() for output in node.outputs) or not _is_worth(node):
+            continue
+        constant.update(node.outputs)
+        yield node
+
+
+def _is_tensor(value: ir.Value) -> bool:
+    tensor = constant_tensor(value)
+    return tensor is not None and tensor.dtype != ir.DataType.STRING
+
+
+def _is_worth(node: ir.Node) -> bool:
+    """Whether the results are not much larger than what they are computed from."""
+    size = 0
+    for output in node.outputs:
+        if output.name and (output.dtype is None or output.dtype == ir.DataType.STRING):
+            return False
+        if output.shape is not None and output.dtype is not None:
+            dims = [dim for dim in output.shape if isinstance(dim, int)]
+            size += int(np.prod(dims, dtype=np.int64)) * output.dtype.bitwidth // 8
+    known = sum(tensor.nbytes for tensor in map(constant_tensor, node.inputs) if tensor is not None)
+    return size <= max(GROWTH_BYTES, 4 * known)
+
+
+def _cut_out(
+    model: ir.Model,
+    nodes: Iterable[ir.Node],
+    wanted: Iterable[ir.Value],
+    feeds: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]],
+) -> ir.Model:
+    """A model of some nodes alone; the constants that they read become its inputs, with their values in `feeds`."""
+    values: dict[ir.Value, ir.Value] = {}
+    inputs: list[ir.Value] = []
+
+    def copy(value: ir.Value) -> ir.Value:
+        if value not in values:
+            values[value] = ir.Value(name=value.name, type=value.type, shape=value.shape)
+            tensor = constant_tensor(value)
+            if tensor is not None:
+                exact = value.meta.get(EXACT)
+                feeds[str(value.name)] = np.asarray(tensor.numpy() if exact is None else exact)
+                values[value].dtype = tensor.dtype
+                inputs.append(values[value])
+        return values[value]
+
+    copies = [
+        ir.Node(
+            node.domain,
+            node.op_type,
+            [None if value is None else copy(value) for value in node.inputs],
+            list(node.attributes.values()),
+            outputs=[copy(output) for output in node.outputs],
+            name=node.name,
+        )
+        for node in nodes
+    ]
+    graph = ir.Graph(
+        inputs, [copy(value) for value in wanted], nodes=copies, opset_imports=dict(model.opset_imports), name="weights"
+    )
+    return ir.Model(graph, ir_version=model.ir_version)
+
+
+def _replace(
+    graph: ir.Graph,
+    value: ir.Value,
+    array: np.ndarray[tuple[int, ...], np.dtype[np.generic]],
+    dtype: ir.DataType,
+    exact: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None,
+) -> None:
+    """Lets the readers of a value read an initializer instead, which takes its name over."""
+    rounded = array.astype(dtype.numpy()) if exact is None else round_to(exact, dtype)
+    name, value.name = value.name, f"{value.name}_computed"
+    constant = ir.Value(name=name, const_value=ir.Tensor(rounded, dtype=dtype, name=name))
+    constant.shape, constant.dtype = ir.Shape(array.shape), dtype
+    if exact is not None and not np.array_equal(rounded.astype(np.float64), exact):
+        constant.meta[EXACT] = exact
+    graph.register_initializer(constant)
+    value.replace_all_uses_with(constant)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "freeze",
+        "prepare",
+        (),
+        None,
+        PreparePass.freeze_inputs,
+        "an exporter that lists all initializers as inputs does not mean any of them to be overridden",
+    ),
+    Rule("constant", "prepare", (), None, PreparePass.fold_constants, "what depends on weights alone never changes"),
+    Rule("known-shape", "prepare", (), None, PreparePass.fold_shapes, "a dimension that is known is a constant"),
+)

@@ -1,0 +1,169 @@
+"""Constants of a graph, read in float64 and written with one rounding.
+
+A constant that was computed here keeps its float64 value for as long as the model is worked on, so that several folds
+into one weight still round only once.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from normfuse.affine import Float64
+
+EXACT = "normfuse.float64"
+"""Key in `ir.Value.meta` of the float64 value that a constant was rounded from."""
+
+CLONE_BYTES = 16 << 20
+"""A weight that somebody else reads too is copied for a fold only up to this size."""
+
+_UNIT_ROUND_OFF = {
+    ir.DataType.DOUBLE: 2.0**-53,
+    ir.DataType.FLOAT: 2.0**-24,
+    ir.DataType.FLOAT16: 2.0**-11,
+    ir.DataType.BFLOAT16: 2.0**-8,
+}
+
+
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor a value always holds, or None; an initializer that a caller may override is not constant."""
+    if value is None or value.is_graph_input():
+        return None
+    producer = value.producer()
+    if producer is None:
+        return value.const_value
+    if producer.op_type == "Constant" and any(attribute.is_ref() for attribute in producer.attributes.values()):
+        return None
+    if producer.op_type == "Constant" and not {"sparse_value"} & producer.attributes.keys():
+        return ir.convenience.get_const_tensor(value)
+    return None
+
+
+def is_float(dtype: ir.DataType | None) -> bool:
+    """Whether weights of a dtype can be folded: float64, float32, float16, bfloat16."""
+    return dtype in _UNIT_ROUND_OFF
+
+
+def round_to(array: Float64, dtype: ir.DataType) -> npt.NDArray[np.generic]:
+    """Rounds float64 to a storage dtype; what overflows becomes infinite."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return array.astype(dtype.numpy())
+
+
+def fits(array: Float64, dtype: ir.DataType, axis: int | None = None) -> bool:
+    """Whether a storage dtype can hold an array: no overflow, and no channel along `axis` lost to underflow.
+
+    A channel w counts as lost where ‖round(w) − w‖₂ > 8 · u · ‖w‖₂, u the unit round-off.
+    """
+    rounded = round_to(array, dtype).astype(np.float64)
+    if not np.isfinite(rounded).all():
+        return False
+    kept = () if axis is None else (axis % array.ndim,)
+    others = tuple(i for i in range(array.ndim) if i not in kept)
+    error = np.sqrt(np.sum((rounded - array) ** 2, axis=others))
+    norm = np.sqrt(np.sum(array**2, axis=others))
+    return bool(np.all(error <= 8 * _UNIT_ROUND_OFF[dtype] * norm))
+
+
+class Weights:
+    """The constants of a model while its graphs are rewritten.
+
+    Attributes:
+        opset: the opset of the default domain that the graph being worked on uses.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.opset = model.opset_imports.get("", 1)
+        self._names = {name for graph in model.graphs() for name in _names(graph)}
+        for function in model.functions.values():
+            self._names.update(_names(function.graph))
+
+    def array(self, value: ir.Value | None) -> Float64 | None:
+        """A constant of a floating-point dtype in float64, or None."""
+        tensor = constant_tensor(value)
+        if value is None or tensor is None or not is_float(tensor.dtype):
+            return None
+        exact = value.meta.get(EXACT)
+        if exact is not None:
+            return np.asarray(exact, np.float64)
+        return np.asarray(tensor.numpy()).astype(np.float64)
+
+    def integers(self, value: ir.Value | None) -> list[int] | None:
+        """A constant of an integer dtype as a flat list, or None."""
+        tensor = constant_tensor(value)
+        if tensor is None or tensor.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+            return None
+        return [int(x) for x in np.asarray(tensor.numpy()).ravel()]
+
+    def fresh(self, stem: str) -> str:
+        """A name that nothing in the model has yet."""
+        name, count = stem, 0
+        while name in self._names or not name:
+            count += 1
+            name = f"{stem}_{count}"
+        self._names.add(name)
+        return name
+
+    def shared_with(self, node: ir.Node, index: int) -> str | None:
+        """Who else reads the constant at an input of a node, or None."""
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            return None
+        for use in value.uses():
+            if use.node is not node or use.idx != index:
+                return f"{use.node.op_type} {use.node.name!r}"
+        return "the outputs of the graph" if value.is_graph_output() else None
+
+    def new(self, array: Float64, dtype: ir.DataType, stem: str, reader: ir.Node) -> ir.Value:
+        """A new constant for a node: an initializer of its graph, or a Constant node where it stands in a function."""
+        graph = reader.graph
+        if graph is None:
+            raise ValueError(f"node {reader.name!r} stands in no graph")
+        name = self.fresh(stem)
+        tensor = ir.Tensor(round_to(array, dtype), dtype=dtype, name=name)
+        if _is_function_body(graph):
+            constant = ir.node("Constant", [], {"value": tensor}, name=self.fresh(f"{name}_constant"))
+            value = constant.outputs[0]
+            value.name = name
+            graph.insert_before(reader, constant)
+        else:
+            value = ir.Value(name=name, const_value=tensor)
+            graph.register_initializer(value)
+        value.shape, value.dtype = ir.Shape(array.shape), dtype
+        value.meta[EXACT] = array
+        return value
+
+    def put(self, node: ir.Node, index: int, array: Float64, dtype: ir.DataType) -> None:
+        """Sets the constant at an input of a node, in place where nobody else reads it, as a copy otherwise."""
+        old = node.inputs[index] if index < len(node.inputs) else None
+        in_place = old is not None and old.is_initializer() and self.shared_with(node, index) is None
+        if old is not None and in_place:
+            old.const_value = ir.Tensor(round_to(array, dtype), dtype=dtype, name=old.name)
+            old.shape, old.dtype = ir.Shape(array.shape), dtype
+            old.meta[EXACT] = array
+            return
+        stem = f"{node.outputs[0].name}_bias" if old is None or not old.name else f"{old.name}_folded"
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        node.replace_input_with(index, self.new(array, dtype, stem, node))
+
+
+def _names(graph: ir.Graph) -> Iterable[str]:
+    for value in (*graph.inputs, *graph.initializers.values()):
+        yield value.name or ""
+    for node in graph:
+        yield node.name or ""
+        for value in node.outputs:
+            yield value.name or ""
+
+
+def _is_function_body(graph: ir.Graph) -> bool:
+    return bool(graph.meta.get("normfuse.function"))
+
+
+def mark_functions(model: ir.Model) -> None:
+    """Marks the graphs of model-local functions and the subgraphs in them: they cannot hold initializers."""
+    for function in model.functions.values():
+        for graph in (function.graph, *function.subgraphs()):
+            graph.meta["normfuse.function"] = True
