@@ -61,7 +61,7 @@ def optimize(
     """Folds every affine map of a model into its neighbours, and proves that the result computes the same.
 
     Args:
-        source: a path, bytes, an `onnx.ModelProto`, an `onnx_ir.Model` or a `torch.onnx.ONNXProgram`; it is not changed.
+        source: a path, bytes, an `onnx.ModelProto`, an `onnx_ir.Model` or `torch.onnx.ONNXProgram`; it is not changed.
         target: where the model will run: `portable`, `cpu` or `cuda`, or a `Target`.
         threads: intra-op threads that the session will use; those of this machine where None.
         select: names of the rules of FOLD to use; all where empty.
@@ -98,8 +98,9 @@ def optimize(
     _check_rules(select, ignore)
     Target.parse(target, threads)
     original = load(source)
+    model = original.clone() if verify else original
     with _quiet():
-        report, model = _run(original, select, ignore, freeze, observers)
+        report = _run(model, select, ignore, freeze, observers)
     if verify:
         from normfuse.verification import verify as compare
 
@@ -112,13 +113,13 @@ def optimize(
 
 
 def _run(
-    original: ir.Model,
+    model: ir.Model,
     select: Collection[str],
     ignore: Collection[str],
     freeze: bool | None,
     observers: Collection[Observer],
-) -> tuple[Report, ir.Model]:
-    model = original.clone()
+) -> Report:
+    before = Counts.of(model)
     typed = _typed_names(model)
     preparing, folding = PreparePass(freeze), FoldPass(select, ignore)
     stages: dict[str, ir.passes.PassBase] = {
@@ -133,14 +134,11 @@ def _run(
         for observe in observers:
             observe(name, model)
     _forget_types(model, typed)
-    return (
-        Report(
-            Counts.of(original),
-            Counts.of(model),
-            [*preparing.changes, *folding.changes],
-            unique([*preparing.refusals, *folding.refusals]),
-        ),
-        model,
+    return Report(
+        before,
+        Counts.of(model),
+        [*preparing.changes, *folding.changes],
+        unique([*preparing.refusals, *folding.refusals]),
     )
 
 

@@ -19,6 +19,8 @@ from normfuse.passes.weights import Weights, constant_tensor, fits
 def affine_takes_affine(offer: Offer) -> tuple[Deal, ...]:
     """The composition of two maps is one map: written as one BatchNormalization, Mul or Add, or as nothing at all."""
     source = _source(offer)
+    if source is None:
+        return ()
     merged = _merged(offer, source)
     deals = []
     if is_writable(source, merged, offer.weights):
@@ -53,12 +55,13 @@ def _half_taken(offer: Offer, source: Source) -> tuple[Deal, ...]:
     )
 
 
-def _source(offer: Offer) -> Source:
+def _source(offer: Offer) -> Source | None:
+    """The node as a map of the value the offer stands at, None where none of its operands is constant."""
     source = read(offer.node, offer.weights)
     if isinstance(source, str):
         raise RefusedError(source)
     if source is None or (offer.side == "before" and source.index != offer.index):
-        raise RefusedError("none of its operands is constant")
+        return None
     if not source.affine.meets(offer.affine):
         raise RefusedError(f"the maps vary along axes {source.affine.axis} and {offer.affine.axis}")
     return source

@@ -32,7 +32,7 @@ def dims(value: ir.Value | None) -> list[Dim] | None:
     """The dimensions of a value, or None where not even their number is known."""
     if value is None or value.shape is None:
         return None
-    return [dim if isinstance(dim, int) else (dim.value or None) for dim in value.shape]
+    return [(dim if dim >= 0 else None) if isinstance(dim, int) else (dim.value or None) for dim in value.shape]
 
 
 def known_dims(value: ir.Value | None) -> list[Dim]:

@@ -9,6 +9,10 @@ _RANDOM = frozenset({"Bernoulli", "Dropout"})
 """Operators that may be random and that `CommonSubexpressionEliminationPass` would merge."""
 
 
+_SAME_SIZE = 1 << 22
+"""Initializers of up to this many elements are compared."""
+
+
 class CleanPass(ir.passes.InPlacePass):
     """Removes what nothing reads and merges what is the same."""
 
@@ -17,7 +21,7 @@ class CleanPass(ir.passes.InPlacePass):
         passes: list[ir.passes.PassBase] = [
             common.RemoveUnusedNodesPass(),
             common.IdentityEliminationPass(),
-            common.DeduplicateInitializersPass(),
+            common.DeduplicateInitializersPass(size_limit=_SAME_SIZE),
         ]
         if all(_is_repeatable(node) for node in model.graph):
             passes.append(common.CommonSubexpressionEliminationPass())

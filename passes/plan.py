@@ -161,15 +161,17 @@ class Plan:
             RefusedError: a weight overflows or underflows its dtype, or a copy of it would be too large.
         """
         for change in deal.weights:
-            if not fits(change.array, change.dtype, change.axis):
+            inputs = change.node.inputs
+            old = self.weights.array(inputs[change.index]) if change.index < len(inputs) else None
+            if not fits(change.array, change.dtype, change.axis, old):
                 raise RefusedError(f"scale overflows or underflows {change.dtype.name.lower()} in {title(change.node)}")
             reader = self.weights.shared_with(change.node, change.index)
             if reader is not None:
                 size = change.array.size * change.dtype.bitwidth // 8
                 if size > CLONE_BYTES:
                     raise RefusedError(f"its weight of {size >> 20} MiB is shared with {reader}")
-                old = change.node.inputs[change.index]
-                self.notes.append(f"copied weight {None if old is None else old.name!r}, which {reader} reads too")
+                value = inputs[change.index]
+                self.notes.append(f"copied weight {None if value is None else value.name!r}, which {reader} reads too")
         self.changes.extend(deal.weights)
         self.rewrites.extend(deal.rewrites)
         self.added += deal.added

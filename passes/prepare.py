@@ -1,7 +1,7 @@
 """prepare: what depends on weights alone is evaluated once, and the shapes are inferred.
 
 Weight standardization, weight norm, spectral norm, the rsqrt of a FrozenBN, chains of Unsqueeze, Cast and Identity in
-front of a weight: all become initializers, computed in float64 and rounded once. Shapes that are known become constants.
+front of a weight: all become initializers, computed in float64 and rounded once. Known shapes become constants.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,9 +10,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from normfuse.passes.inference import infer_shapes
 from normfuse.passes.rule import Rule
-from normfuse.passes.shapes import shape_constants
-from normfuse.passes.weights import EXACT, constant_tensor, is_float, round_to
+from normfuse.passes.shapes import reshape_constants, shape_constants
+from normfuse.passes.weights import EXACT, Weights, constant_tensor, is_float, round_to
 from normfuse.report import Change, Refusal
 
 GROWTH_BYTES = 32 << 20
@@ -103,6 +104,14 @@ class PreparePass(ir.passes.InPlacePass):
             _replace(model.graph, value, array, ir.DataType.from_numpy(array.dtype), None)
             self.changes.append(Change("known-shape", (node.name or node.op_type,), (), "its dimensions are known"))
             changed = True
+        for node, shape in reshape_constants(model.graph):
+            weights = Weights(model)
+            name = weights.fresh(f"{node.outputs[0].name}_shape")
+            constant = ir.Value(name=name, const_value=ir.tensor(np.asarray(shape, np.int64), name=name))
+            model.graph.register_initializer(constant)
+            node.replace_input_with(1, constant)
+            self.changes.append(Change("known-shape", (node.name or node.op_type,), (), f"reshapes to {shape}"))
+            changed = True
         return changed
 
     def _evaluate(self, model: ir.Model, graph: ir.Graph, nodes: list[ir.Node]) -> bool:
@@ -143,11 +152,6 @@ def freezes_by_itself(model: ir.Model) -> bool:
     return model.ir_version < _INITIAL_IR_VERSION or all(
         value.is_graph_input() for value in model.graph.initializers.values()
     )
-
-
-def infer_shapes(model: ir.Model) -> None:
-    """Infers shapes and types of all values."""
-    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 
 def _evaluable(graph: ir.Graph) -> Iterator[ir.Node]:

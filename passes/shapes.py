@@ -1,19 +1,52 @@
-"""Integers that are computed of shapes: `shape_constants` finds those whose dimensions are all known."""
+"""Integers that are computed of shapes.
+
+`shape_constants` finds those whose dimensions are all known, `reshape_constants` the shapes of a Reshape that need not
+be computed: 0 copies a dimension of the input, and −1 stands for the one that is left.
+"""
 
 from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from normfuse.passes.access import RefusedError, attribute, dims
+from normfuse.passes.access import Dim, RefusedError, attribute, dims
 from normfuse.passes.weights import constant_tensor
 
 _SMALL = 64
 
-Known = list[int | None]
+Known = list[Dim]
+"""Integers, symbols of dimensions, and None where nothing is known."""
 
 
 def shape_constants(graph: ir.Graph) -> Iterator[tuple[ir.Value, int | list[int]]]:
     """Values that are computed of shapes and always the same, each with its integers; a scalar has one."""
+    for value, (integers, scalar) in _known(graph).items():
+        if value.is_graph_output() or not value.uses():
+            continue
+        complete = [integer for integer in integers if isinstance(integer, int)]
+        if len(complete) == len(integers):
+            yield value, (complete[0] if scalar else complete)
+
+
+def reshape_constants(graph: ir.Graph) -> Iterator[tuple[ir.Node, list[int]]]:
+    """Reshapes to a computed shape, each with the constant that says the same."""
+    known = _known(graph)
+    for node in graph:
+        if node.op_type != "Reshape" or node.domain not in ("", "ai.onnx") or attribute(node, "allowzero", 0):
+            continue
+        shape, data = node.inputs[1], dims(node.inputs[0])
+        if shape is None or shape not in known or data is None:
+            continue
+        wanted: list[Dim] = [
+            0 if isinstance(dim, str) and place < len(data) and data[place] == dim else dim
+            for place, dim in enumerate(known[shape][0])
+        ]
+        constant = [dim if isinstance(dim, int) else -1 for dim in wanted]
+        if constant.count(-1) <= 1:
+            yield node, constant
+
+
+def _known(graph: ir.Graph) -> dict[ir.Value, tuple[Known, bool]]:
+    """What is known of the small integer vectors that nodes compute."""
     known: dict[ir.Value, tuple[Known, bool]] = {}
     for node in graph:
         if node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
@@ -24,20 +57,16 @@ def shape_constants(graph: ir.Graph) -> Iterator[tuple[ir.Value, int | list[int]
             continue
         if found is not None and len(found[0]) <= _SMALL:
             known[node.outputs[0]] = found
-    for value, (integers, scalar) in known.items():
-        producer = value.producer()
-        if producer is None or value.is_graph_output() or not value.uses():
-            continue
-        complete = [integer for integer in integers if integer is not None]
-        if len(complete) == len(integers):
-            yield value, (complete[0] if scalar else complete)
+    return known
 
 
 def _integers(node: ir.Node, known: dict[ir.Value, tuple[Known, bool]]) -> tuple[Known, bool] | None:
     """What a node computes, as integers that may be unknown, and whether it is a scalar."""
 
     def read(index: int) -> tuple[Known, bool] | None:
-        value = node.inputs[index] if index < len(node.inputs) else None
+        if index >= len(node.inputs):
+            return None
+        value = node.inputs[index]
         if value is None:
             return None
         if value in known:
@@ -50,28 +79,23 @@ def _integers(node: ir.Node, known: dict[ir.Value, tuple[Known, bool]]) -> tuple
 
     match node.op_type:
         case "Shape":
-            found = dims(node.inputs[0])
-            if found is None:
+            sizes = dims(node.inputs[0])
+            if sizes is None:
                 return None
-            sizes = [dim if isinstance(dim, int) else None for dim in found]
             return sizes[slice(attribute(node, "start", 0), attribute(node, "end"))], False
         case "Gather":
             data, indices = read(0), read(1)
             if data is None or indices is None or attribute(node, "axis", 0) != 0:
                 return None
-            chosen = [
-                None if i is None else data[0][i] for i in indices[0] if i is None or -len(data[0]) <= i < len(data[0])
-            ]
-            return (chosen, indices[1]) if len(chosen) == len(indices[0]) else None
+            places = [place for place in indices[0] if isinstance(place, int) and -len(data[0]) <= place < len(data[0])]
+            return ([data[0][place] for place in places], indices[1]) if len(places) == len(indices[0]) else None
         case "Slice":
             data = read(0)
-            starts, ends = attribute(node, "starts"), attribute(node, "ends")
-            bounds = [
-                starts if starts is not None else (read(1) or ([None], False))[0],
-                ends if ends is not None else (read(2) or ([None], False))[0],
-                (read(4) or ([1], False))[0],
-            ]
-            if data is None or data[1] or any(len(bound) != 1 or bound[0] is None for bound in bounds):
+            bounds = [attribute(node, "starts"), attribute(node, "ends"), [1]]
+            for place, index in ((0, 1), (1, 2), (2, 4)):
+                found = read(index)
+                bounds[place] = bounds[place] if found is None else found[0]
+            if data is None or data[1] or any(not b or len(b) != 1 or not isinstance(b[0], int) for b in bounds):
                 return None
             start, end, step = (bound[0] for bound in bounds)
             return data[0][start:end:step], False

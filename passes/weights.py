@@ -25,6 +25,14 @@ _UNIT_ROUND_OFF = {
     ir.DataType.BFLOAT16: 2.0**-8,
 }
 
+_NEGLIGIBLE = {
+    ir.DataType.DOUBLE: 2.0**-1000,
+    ir.DataType.FLOAT: 2.0**-100,
+    ir.DataType.FLOAT16: 2.0**-14,
+    ir.DataType.BFLOAT16: 2.0**-100,
+}
+"""Channels whose weights were smaller than this have nothing to lose: pruned ones are often subnormal numbers."""
+
 
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The tensor a value always holds, or None; an initializer that a caller may override is not constant."""
@@ -51,19 +59,25 @@ def round_to(array: Float64, dtype: ir.DataType) -> npt.NDArray[np.generic]:
         return array.astype(dtype.numpy())
 
 
-def fits(array: Float64, dtype: ir.DataType, axis: int | None = None) -> bool:
+def fits(array: Float64, dtype: ir.DataType, axis: int | None = None, old: Float64 | None = None) -> bool:
     """Whether a storage dtype can hold an array: no overflow, and no channel along `axis` lost to underflow.
 
-    A channel w counts as lost where ‖round(w) − w‖₂ > 8 · u · ‖w‖₂, u the unit round-off.
+    A channel w counts as lost where ‖round(w) − w‖₂ > 8 · u · ‖w‖₂, u the unit round-off, unless it was next to nothing
+    in the array `old` of the same shape that it comes from.
     """
     rounded = round_to(array, dtype).astype(np.float64)
     if not np.isfinite(rounded).all():
         return False
+    lost = _norms(rounded - array, axis) > 8 * _UNIT_ROUND_OFF[dtype] * _norms(array, axis)
+    if old is not None and old.shape == array.shape:
+        lost &= _norms(old, axis) >= _NEGLIGIBLE[dtype]
+    return not np.any(lost)
+
+
+def _norms(array: Float64, axis: int | None) -> Float64:
+    """The Euclidean norm of each channel along an axis, or of the whole array."""
     kept = () if axis is None else (axis % array.ndim,)
-    others = tuple(i for i in range(array.ndim) if i not in kept)
-    error = np.sqrt(np.sum((rounded - array) ** 2, axis=others))
-    norm = np.sqrt(np.sum(array**2, axis=others))
-    return bool(np.all(error <= 8 * _UNIT_ROUND_OFF[dtype] * norm))
+    return np.asarray(np.sqrt(np.sum(array**2, axis=tuple(i for i in range(array.ndim) if i not in kept))))
 
 
 class Weights:

@@ -1,0 +1,89 @@
+"""Shapes and types of all values, by onnx's own inference on an outline of the model: no weight is copied."""
+
+from collections.abc import Iterable
+
+import onnx
+import onnx_ir as ir
+
+_SMALL = 64
+"""Integer constants of up to this many elements go into the outline: they may be shapes."""
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Infers shapes and types of the values in the graph and its subgraphs.
+
+    What the model states of the values that nodes compute is not believed where inference knows better.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(
+            _outline(model), check_type=False, strict_mode=False, data_prop=True
+        )
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return
+    _take_over(model.graph, inferred.graph)
+
+
+def _outline(model: ir.Model) -> onnx.ModelProto:
+    proto = onnx.ModelProto(ir_version=max(model.ir_version, 4))
+    for domain, version in model.opset_imports.items():
+        proto.opset_import.add(domain=domain, version=version)
+    proto.functions.extend(ir.serde.serialize_function(function) for function in model.functions.values())
+    graph = proto.graph
+    graph.name = "outline"
+    graph.node.extend(ir.serde.serialize_node(node) for node in model.graph)
+    graph.input.extend(_described(value) for value in model.graph.inputs)
+    graph.output.extend(_described(value) for value in model.graph.outputs)
+    listed = set(model.graph.inputs)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or value in listed:
+            continue
+        if tensor.dtype in (ir.DataType.INT32, ir.DataType.INT64) and tensor.size <= _SMALL:
+            graph.initializer.append(ir.serde.serialize_tensor(tensor))
+            graph.initializer[-1].name = str(value.name)
+        else:
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(str(value.name), tensor.dtype, [int(dim) for dim in tensor.shape])
+            )
+    return proto
+
+
+def _described(value: ir.Value) -> onnx.ValueInfoProto:
+    return ir.serde.serialize_value(value)
+
+
+def _take_over(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
+    infos = {info.name: info for info in (*inferred.value_info, *inferred.output)}
+    outputs = set(graph.outputs)
+    for node, proto in zip(graph, inferred.node, strict=True):
+        for value in node.outputs:
+            if value.name in infos:
+                _describe(value, infos[value.name].type, keeps=value in outputs)
+        for name, attribute in node.attributes.items():
+            for inner, inner_proto in zip(_graphs(attribute), _graph_protos(proto, name), strict=True):
+                _take_over(inner, inner_proto)
+
+
+def _describe(value: ir.Value, proto: onnx.TypeProto, *, keeps: bool) -> None:
+    if not proto.HasField("tensor_type"):
+        return
+    tensor = proto.tensor_type
+    if tensor.elem_type and value.dtype is None:
+        value.dtype = ir.DataType(tensor.elem_type)
+    if tensor.HasField("shape") and not (keeps and value.shape is not None):
+        value.shape = ir.Shape(
+            [dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in tensor.shape.dim]
+        )
+
+
+def _graphs(attribute: ir.Attr) -> Iterable[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []
+
+
+def _graph_protos(node: onnx.NodeProto, name: str) -> Iterable[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return [attribute.g] if attribute.HasField("g") else attribute.graphs
+    return []
