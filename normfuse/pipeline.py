@@ -17,6 +17,7 @@ from normfuse.passes import clean, prepare
 from normfuse.passes.clean import CleanPass
 from normfuse.passes.fold import FoldPass
 from normfuse.passes.fold_rules import FOLD_RULES
+from normfuse.passes.layout import LayoutPass
 from normfuse.passes.prepare import PreparePass
 from normfuse.passes.rule import Rule
 from normfuse.report import Counts, Report, unique
@@ -121,12 +122,13 @@ def _run(
 ) -> Report:
     before = Counts.of(model)
     typed = _typed_names(model)
-    preparing, folding = PreparePass(freeze), FoldPass(select, ignore)
+    preparing, folding, joining = PreparePass(freeze), FoldPass(select, ignore), LayoutPass()
     stages: dict[str, ir.passes.PassBase] = {
         "prepare": preparing,
         # LIFT recognises normalizations here.
         "fold": folding,
         # LOWER writes them, and what could not be folded, for the target here.
+        "layout": joining,
         "clean": CleanPass(),
     }
     for name, stage in stages.items():
@@ -137,7 +139,7 @@ def _run(
     return Report(
         before,
         Counts.of(model),
-        [*preparing.changes, *folding.changes],
+        [*preparing.changes, *folding.changes, *joining.changes],
         unique([*preparing.refusals, *folding.refusals]),
     )
 

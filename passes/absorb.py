@@ -36,7 +36,7 @@ def _scaled_rows(offer: Offer, weight: Float64, channels: int, axis: int, groups
         grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
         scaled = (grouped * scale.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
     dtype = offer.dtype(1)
-    changed = (NewWeight(offer.node, 1, scaled, dtype, axis),)
+    changed: tuple[NewWeight, ...] = (NewWeight(offer.node, 1, scaled, dtype, axis),)
     bias = offer.optional(2)
     if bias is not None or np.any(shift):
         changed += (NewWeight(offer.node, 2, scale * (0.0 if bias is None else bias) + shift, dtype, None),)
@@ -55,7 +55,7 @@ def conv_takes_before(offer: Offer) -> tuple[Deal, ...]:
     grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     scaled = (grouped * scale.reshape(groups, 1, -1, *kernel)).reshape(weight.shape)
     dtype = offer.dtype(1)
-    changed = (NewWeight(offer.node, 1, scaled, dtype, 0),)
+    changed: tuple[NewWeight, ...] = (NewWeight(offer.node, 1, scaled, dtype, 0),)
     if np.any(shift):
         if _pads(offer.node, weight.shape[2:]):
             raise RefusedError("shift crosses a zero-padded border")
@@ -75,7 +75,9 @@ def conv_transpose_takes_before(offer: Offer) -> tuple[Deal, ...]:
     weight, groups = offer.constant(1), attribute(offer.node, "group", 1)
     scale, shift = _channels(offer.affine, 1, weight.shape[0])
     dtype = offer.dtype(1)
-    changed = (NewWeight(offer.node, 1, weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), dtype),)
+    changed: tuple[NewWeight, ...] = (
+        NewWeight(offer.node, 1, weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), dtype),
+    )
     if np.any(shift):
         steps = attribute(offer.node, "strides", [1])
         outer = attribute(offer.node, "output_padding", [0])
@@ -102,7 +104,7 @@ def gemm_takes_after(offer: Offer) -> tuple[Deal, ...]:
     scale, shift = _channels(offer.affine, 0 if rows else 1, weight.shape[axis])
     scaled = weight * (scale[:, None] if axis == 0 else scale[None, :])
     addend = offer.optional(2)
-    changed = (NewWeight(offer.node, index, scaled, offer.dtype(index), axis),)
+    changed: tuple[NewWeight, ...] = (NewWeight(offer.node, index, scaled, offer.dtype(index), axis),)
     if addend is None and not np.any(shift):
         return (Deal(changed),)
     along = (slice(None), None) if rows else (slice(None),)
@@ -123,7 +125,7 @@ def gemm_takes_before(offer: Offer) -> tuple[Deal, ...]:
     scale, shift = _channels(offer.affine, inner, weight.shape[axis])
     scaled = weight * (scale[:, None] if axis == 0 else scale[None, :])
     slot = 1 if left else 0
-    changed = (NewWeight(offer.node, slot, scaled, offer.dtype(slot)),)
+    changed: tuple[NewWeight, ...] = (NewWeight(offer.node, slot, scaled, offer.dtype(slot)),)
     if not np.any(shift):
         return (Deal(changed),)
     addend = offer.optional(2)
@@ -154,7 +156,7 @@ def matmul_takes_after(offer: Offer) -> tuple[Deal, ...]:
     place = None if out_rank is None else out_rank - (1 if index == 1 else 2)
     scale, shift = _channels(offer.affine, place, weight.shape[axis])
     scaled = weight * (scale if index == 1 else scale[:, None])
-    changed = (NewWeight(offer.node, index, scaled, offer.dtype(index), axis),)
+    changed: tuple[NewWeight, ...] = (NewWeight(offer.node, index, scaled, offer.dtype(index), axis),)
     if not np.any(shift):
         return (Deal(changed),)
     return (_biased(offer, changed, shift if index == 1 else shift[:, None], weight, index),)
@@ -173,7 +175,7 @@ def matmul_takes_before(offer: Offer) -> tuple[Deal, ...]:
     place = data_rank - (1 if index == 1 else 2)
     scale, shift = _channels(offer.affine, place, weight.shape[axis])
     scaled = weight * (scale[:, None] if index == 1 else scale)
-    changed = (NewWeight(offer.node, index, scaled, offer.dtype(index)),)
+    changed: tuple[NewWeight, ...] = (NewWeight(offer.node, index, scaled, offer.dtype(index)),)
     if not np.any(shift):
         return (Deal(changed),)
     if weight.ndim > 2:
@@ -313,7 +315,7 @@ def norm_takes_after(offer: Offer) -> tuple[Deal, ...]:
         axis = 1
     scale, shift = _channels(offer.affine, axis, gamma.size)
     dtype = offer.dtype(1)
-    changed = (NewWeight(offer.node, 1, gamma * scale, dtype),)
+    changed: tuple[NewWeight, ...] = (NewWeight(offer.node, 1, gamma * scale, dtype),)
     beta = offer.optional(2)
     if beta is not None or np.any(shift):
         changed += (NewWeight(offer.node, 2, scale * (0.0 if beta is None else beta) + shift, dtype),)

@@ -3,6 +3,7 @@
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from normfuse.passes.layout import LayoutPass
 from normfuse.passes.rule import Rule
 
 _RANDOM = frozenset({"Bernoulli", "Dropout"})
@@ -36,5 +37,13 @@ def _is_repeatable(node: ir.Node) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        "layout",
+        "clean",
+        ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
+        None,
+        LayoutPass.join_reshapes,
+        "only the last layout of the same elements counts",
+    ),
     Rule("clean", "clean", (), None, CleanPass.call, "what nothing reads, or what is there twice, is not needed"),
 )

@@ -7,10 +7,10 @@ from normfuse.passes.absorb import LINEAR
 from normfuse.passes.absorb_affine import AFFINE
 from normfuse.passes.carry import CARRY
 from normfuse.passes.rule import Rule
-from normfuse.passes.sources import SOURCES
+from normfuse.passes.sources import BIAS, SOURCES
 
 ABSORB: tuple[Rule, ...] = LINEAR + AFFINE
 
-FOLD_RULES: tuple[Rule, ...] = SOURCES + ABSORB + CARRY
+FOLD_RULES: tuple[Rule, ...] = (*SOURCES, BIAS, *ABSORB, *CARRY)
 
-__all__ = ["ABSORB", "CARRY", "FOLD_RULES", "SOURCES"]
+__all__ = ["ABSORB", "BIAS", "CARRY", "FOLD_RULES", "SOURCES"]

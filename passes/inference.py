@@ -1,4 +1,8 @@
-"""Shapes and types of all values, by onnx's own inference on an outline of the model: no weight is copied."""
+"""Shapes and types of all values, by onnx's own inference on an outline of the model: no weight is copied.
+
+What the model states of values is believed where onnx knows no better: behind operators of other domains, and behind
+sequences, whose elements onnx takes to have one shape.
+"""
 
 from collections.abc import Iterable
 
@@ -12,7 +16,7 @@ _SMALL = 64
 def infer_shapes(model: ir.Model) -> None:
     """Infers shapes and types of the values in the graph and its subgraphs.
 
-    What the model states of the values that nodes compute is not believed where inference knows better.
+    What the model states of values that onnx can infer is not believed: it may be left over from other shapes.
     """
     try:
         inferred = onnx.shape_inference.infer_shapes(
@@ -20,7 +24,7 @@ def infer_shapes(model: ir.Model) -> None:
         )
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return
-    _take_over(model.graph, inferred.graph)
+    _take_over([node for node in model.graph if _is_inferable(model, node)], model.graph, inferred.graph)
 
 
 def _outline(model: ir.Model) -> onnx.ModelProto:
@@ -30,8 +34,10 @@ def _outline(model: ir.Model) -> onnx.ModelProto:
     proto.functions.extend(ir.serde.serialize_function(function) for function in model.functions.values())
     graph = proto.graph
     graph.name = "outline"
-    graph.node.extend(ir.serde.serialize_node(node) for node in model.graph)
-    graph.input.extend(_described(value) for value in model.graph.inputs)
+    inferred = [node for node in model.graph if _is_inferable(model, node)]
+    graph.node.extend(ir.serde.serialize_node(node) for node in inferred)
+    stated = [value for node in model.graph if not _is_inferable(model, node) for value in node.outputs]
+    graph.input.extend(_described(value) for value in (*model.graph.inputs, *stated) if value.name and value.type)
     graph.output.extend(_described(value) for value in model.graph.outputs)
     listed = set(model.graph.inputs)
     for value in model.graph.initializers.values():
@@ -48,20 +54,26 @@ def _outline(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
+def _is_inferable(model: ir.Model, node: ir.Node) -> bool:
+    if node.op_type == "SequenceAt":
+        return False
+    return node.domain in ("", "ai.onnx", "ai.onnx.ml") or node.op_identifier() in model.functions
+
+
 def _described(value: ir.Value) -> onnx.ValueInfoProto:
     return ir.serde.serialize_value(value)
 
 
-def _take_over(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
+def _take_over(nodes: Iterable[ir.Node], graph: ir.Graph, inferred: onnx.GraphProto) -> None:
     infos = {info.name: info for info in (*inferred.value_info, *inferred.output)}
     outputs = set(graph.outputs)
-    for node, proto in zip(graph, inferred.node, strict=True):
+    for node, proto in zip(nodes, inferred.node, strict=True):
         for value in node.outputs:
             if value.name in infos:
                 _describe(value, infos[value.name].type, keeps=value in outputs)
         for name, attribute in node.attributes.items():
             for inner, inner_proto in zip(_graphs(attribute), _graph_protos(proto, name), strict=True):
-                _take_over(inner, inner_proto)
+                _take_over(inner, inner, inner_proto)
 
 
 def _describe(value: ir.Value, proto: onnx.TypeProto, *, keeps: bool) -> None:

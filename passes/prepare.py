@@ -64,6 +64,10 @@ class PreparePass(ir.passes.InPlacePass):
         self.freeze_inputs(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         infer_shapes(model)
+        for graph in (model.graph, *model.graph.subgraphs()):
+            for node in graph:
+                if node.op_type == "CastLike" and node.domain in ("", "ai.onnx"):
+                    _state_dtype(node)
         if self.fold_constants(model) | self.fold_shapes(model):
             self.fold_constants(model)
             infer_shapes(model)
@@ -152,6 +156,16 @@ def freezes_by_itself(model: ir.Model) -> bool:
     return model.ir_version < _INITIAL_IR_VERSION or all(
         value.is_graph_input() for value in model.graph.initializers.values()
     )
+
+
+def _state_dtype(node: ir.Node) -> None:
+    """Makes a CastLike whose dtype is known a Cast, which reads one input less."""
+    like = node.inputs[1]
+    if like is None or like.dtype is None:
+        return
+    node.op_type = "Cast"
+    node.resize_inputs(1)
+    node.attributes["to"] = ir.AttrInt64("to", like.dtype.value)
 
 
 def _evaluable(graph: ir.Graph) -> Iterator[ir.Node]:

@@ -58,31 +58,25 @@ def through_dims(affine: Affine, here: Sequence[Dim], there: Sequence[Dim]) -> A
             if outer is None:
                 continue
             inner = Fraction(dim) / (size * outer)
-        merged = _merge(affine, dim, inner) if inner >= 1 else _split(affine, dim, 1 / inner)
-        if merged is None and inner == 1:
-            merged = _split(affine, dim, Fraction(1))
-        if merged is not None:
-            return merged.along(target)
+        scale, shift = (_laid_out(vector, dim, inner) for vector in (affine.scale, affine.shift))
+        if scale is not None and shift is not None:
+            return Affine.of(target, scale, shift)
     raise RefusedError("the Reshape does not keep the channels on an axis of their own")
 
 
-def _merge(affine: Affine, dim: int, inner: Fraction) -> Affine | None:
-    """Channels that become one axis of `dim` with `inner` elements each behind them and whole copies before them."""
-    if inner.denominator != 1 or dim % (affine.size * inner.numerator):
+def _laid_out(vector: Float64, dim: int, inner: Fraction) -> Float64 | None:
+    """What each index of an axis of `dim` holds where `inner` of its steps, or one over a number, are one channel.
+
+    A step that spans several channels needs them to agree, and so does an index that is met again after the last one.
+    """
+    if inner > dim:
         return None
-    copies = dim // (affine.size * inner.numerator)
-
-    def lay(vector: Float64) -> Float64:
-        return np.tile(np.repeat(vector, inner.numerator), copies)
-
-    return Affine.of(0, lay(affine.scale), lay(affine.shift))
-
-
-def _split(affine: Affine, dim: int, inner: Fraction) -> Affine | None:
-    """Channels (outer · dim · inner) of which only `dim` differ."""
-    if inner.denominator != 1 or affine.size % (dim * inner.numerator):
+    steps = np.repeat(vector, inner.numerator)
+    if steps.size % inner.denominator:
         return None
-    grids = [vector.reshape(-1, dim, inner.numerator) for vector in (affine.scale, affine.shift)]
-    if any(np.any(grid != grid[:1, :, :1]) for grid in grids):
+    spans = steps.reshape(-1, inner.denominator)
+    period = math.gcd(len(spans), dim)
+    rounds = spans[:, 0].reshape(-1, period)
+    if np.any(spans != spans[:, :1]) or np.any(rounds != rounds[:1]):
         return None
-    return Affine.of(0, grids[0][0, :, 0], grids[1][0, :, 0])
+    return np.tile(rounds[0], dim // period)

@@ -132,6 +132,26 @@ SOURCES: tuple[Rule, ...] = (
 )
 
 
+def bias(node: ir.Node, weights: Weights) -> tuple[int, Affine] | None:
+    """y + b behind a linear operator: a shift per channel of its own, which a centred normalization behind it drops."""
+    array = weights.array(node.inputs[2]) if len(node.inputs) > 2 else None
+    if array is None or array.ndim > 2 or (array.ndim == 2 and array.shape[0] != 1):
+        return None
+    if node.op_type == "Gemm" and weights.opset < 11:
+        return None
+    return 2, Affine.of(1, 1.0, float(attribute(node, "beta", 1.0)) * array.ravel())
+
+
+BIAS = Rule(
+    "bias",
+    "source",
+    ("Conv", "ConvTranspose", "Gemm"),
+    "after",
+    bias,
+    "a bias that goes straight into a centred normalization changes nothing",
+)
+
+
 def read(node: ir.Node, weights: Weights, rules: tuple[Rule, ...] = SOURCES) -> Source | str | None:
     """Reads a node as an affine map; a str says why a node that could be one is not, None that it is none."""
     if node.domain not in ("", "ai.onnx"):

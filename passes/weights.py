@@ -136,7 +136,7 @@ class Weights:
             raise ValueError(f"node {reader.name!r} stands in no graph")
         name = self.fresh(stem)
         tensor = ir.Tensor(round_to(array, dtype), dtype=dtype, name=name)
-        if _is_function_body(graph):
+        if is_function_body(graph):
             constant = ir.node("Constant", [], {"value": tensor}, name=self.fresh(f"{name}_constant"))
             value = constant.outputs[0]
             value.name = name
@@ -172,8 +172,9 @@ def _names(graph: ir.Graph) -> Iterable[str]:
             yield value.name or ""
 
 
-def _is_function_body(graph: ir.Graph) -> bool:
-    return bool(graph.meta.get("normfuse.function"))
+def is_function_body(graph: ir.Graph | None) -> bool:
+    """Whether a graph stands in a model-local function, which `mark_functions` has marked."""
+    return graph is not None and bool(graph.meta.get("normfuse.function"))
 
 
 def mark_functions(model: ir.Model) -> None:

@@ -1,0 +1,144 @@
+"""Chains of Reshape and of Transpose, which a map that was folded away leaves behind, become one node or none."""
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from normfuse.passes.access import Dim, RefusedError, attribute, dims
+from normfuse.passes.weights import Weights, is_function_body
+from normfuse.report import Change
+
+_RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
+
+
+class LayoutPass(ir.passes.InPlacePass):
+    """Joins chains of nodes that only lay elements out anew.
+
+    Attributes:
+        changes: what was done.
+    """
+
+    def __init__(self) -> None:
+        """Joins nothing yet."""
+        super().__init__()
+        self.changes: list[Change] = []
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Joins the chains of all graphs."""
+        before = len(self.changes)
+        weights = Weights(model)
+        for graph in (model.graph, *model.graph.subgraphs()):
+            for node in tuple(graph):
+                if node.graph is graph and node.domain in ("", "ai.onnx"):
+                    self.join_reshapes(node, weights)
+                    self.join_transposes(node)
+        return ir.passes.PassResult(model, len(self.changes) > before)
+
+    def join_reshapes(self, node: ir.Node, weights: Weights) -> None:
+        """A Reshape of a Reshape is one Reshape; to the dimensions that were there before, it is none."""
+        if node.op_type not in _RESHAPING or _reads(node, _RESHAPING):
+            return
+        chain = [node, *_before(node, _RESHAPING)]
+        data = chain[-1].inputs[0]
+        old, new = dims(data), dims(node.outputs[0])
+        if data is None or old is None or new is None:
+            return
+        if old == new and None not in new and self._bypass(chain, data):
+            return
+        shape = _shape_of(old, new)
+        if len(chain) == 1 or shape is None or is_function_body(node.graph):
+            return
+        self._record(chain)
+        for name in tuple(node.attributes):
+            node.attributes.pop(name)
+        node.op_type = "Reshape"
+        node.resize_inputs(2)
+        node.replace_input_with(0, data)
+        node.replace_input_with(1, _integers(node, shape, weights))
+        _remove(chain[1:])
+
+    def join_transposes(self, node: ir.Node) -> None:
+        """A Transpose of a Transpose is one Transpose; where they undo each other, it is none."""
+        chain = [node, *_before(node, {"Transpose"})] if node.op_type == "Transpose" else []
+        data = chain[-1].inputs[0] if chain else None
+        if data is None or _reads(node, {"Transpose"}):
+            return
+        try:
+            orders = [attribute(member, "perm") for member in reversed(chain)]
+        except RefusedError:
+            return
+        if any(order is None for order in orders):
+            return
+        order = list(range(len(orders[0])))
+        for following in orders:
+            order = [order[axis] for axis in following]
+        if order == sorted(order) and self._bypass(chain, data):
+            return
+        if len(chain) == 1:
+            return
+        self._record(chain)
+        node.attributes["perm"] = ir.AttrInt64s("perm", order)
+        node.replace_input_with(0, data)
+        _remove(chain[1:])
+
+    def _bypass(self, chain: list[ir.Node], data: ir.Value) -> bool:
+        """Lets the readers of a chain read its data; an output of the graph keeps the node that names it."""
+        output = chain[0].outputs[0]
+        if output.is_graph_output():
+            return False
+        self._record(chain)
+        output.replace_all_uses_with(data)
+        _remove(chain)
+        return True
+
+    def _record(self, chain: list[ir.Node]) -> None:
+        names = tuple(node.name or node.op_type for node in reversed(chain))
+        self.changes.append(Change("layout", names, (), "lays its elements out as they were, or twice in a row"))
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    """The node that reads a value where it is the only one and the value is no output of the graph."""
+    uses = tuple(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def _reads(node: ir.Node, operators: Collection[str]) -> bool:
+    """Whether the only reader of a node is of certain types, so that it ends the chain instead."""
+    reader = _only_reader(node.outputs[0])
+    return reader is not None and reader.op_type in operators and reader.inputs[0] is node.outputs[0]
+
+
+def _before(node: ir.Node, operators: Collection[str]) -> Iterator[ir.Node]:
+    """The nodes in front of a node that are of certain types, each read by the next alone."""
+    value = node.inputs[0]
+    while value is not None and _only_reader(value) is not None:
+        producer = value.producer()
+        if producer is None or producer.op_type not in operators or producer.graph is not node.graph:
+            return
+        yield producer
+        value = producer.inputs[0]
+
+
+def _shape_of(old: list[Dim], new: list[Dim]) -> list[int] | None:
+    """The shape that a Reshape from some dimensions to others is given, None where it cannot be a constant."""
+    wanted: list[Dim] = [
+        0 if isinstance(dim, str) and place < len(old) and old[place] == dim else dim for place, dim in enumerate(new)
+    ]
+    shape = [dim if isinstance(dim, int) else -1 for dim in wanted]
+    return shape if shape.count(-1) <= 1 and 0 not in new else None
+
+
+def _integers(node: ir.Node, numbers: list[int], weights: Weights) -> ir.Value:
+    assert node.graph is not None
+    name = weights.fresh(f"{node.outputs[0].name}_shape")
+    value = ir.Value(name=name, const_value=ir.tensor(np.asarray(numbers, np.int64), name=name))
+    value.shape, value.dtype = ir.Shape([len(numbers)]), ir.DataType.INT64
+    node.graph.register_initializer(value)
+    return value
+
+
+def _remove(nodes: list[ir.Node]) -> None:
+    for node in nodes:
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
