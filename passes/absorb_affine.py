@@ -192,11 +192,6 @@ def _has_epsilon(offer: Offer) -> bool:
     return offer.node.op_type.endswith("Normalization")
 
 
-def shape_ignores(offer: Offer) -> tuple[Deal, ...]:
-    """The shape of s · x + t is the shape of x."""
-    return (Deal(),)
-
-
 _COMPOSE = "affine maps along one axis compose to one"
 _CENTRED = "what is the same for all that is averaged goes with the mean"
 
@@ -205,7 +200,6 @@ AFFINE: tuple[Rule, ...] = (
     Rule("affine-before", "absorb", ("BatchNormalization",), "before", affine_takes_affine, _COMPOSE),
     Rule("arithmetic-after", "absorb", ("Add", "Div", "Mul", "Sub"), "after", affine_takes_affine, _COMPOSE),
     Rule("arithmetic-before", "absorb", ("Add", "Div", "Mul", "Sub"), "before", affine_takes_affine, _COMPOSE),
-    Rule("shape-ignores", "absorb", ("Shape", "Size"), "before", shape_ignores, "a map does not change the shape"),
     Rule(
         "instance-norm-drops-shift",
         "absorb",

@@ -19,6 +19,7 @@ _STEPS = 400
 """Nodes that are asked for one plan at most."""
 
 _SHAPE_READERS = ("Shape", "Size")
+"""Readers to whom a map makes no difference."""
 
 
 @dataclass(slots=True)
