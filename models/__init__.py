@@ -1,1 +1,61 @@
-"""Networks with random, non-trivial statistics for tests, benchmarks and examples; not installed."""
+"""Our own torch modules for tests, benchmarks and examples: `MODELS` by name, small; `LARGE`, sized to be timed.
+
+Their statistics are random, from fixed seeds. This package imports torch.
+"""
+
+from functools import partial
+
+from models.affine import (
+    instance_norm_net,
+    learnable_affine_net,
+    normalized_input,
+    spectral_norm_net,
+    standardized_net,
+    weight_norm_net,
+)
+from models.convolutional import UNet, conv_net_1d, conv_net_3d, dense_net, frozen_resnet, preactivation_resnet
+from models.entry import Entry
+from models.tokens import LeViT, layer_scale_net, mlp
+
+__all__ = ["LARGE", "MODELS", "Entry"]
+
+_IMAGE = ((2, 3, 32, 32),)
+_SPATIAL = ({0: "batch", 2: "height", 3: "width"},)
+
+MODELS: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry("preactivation-resnet", preactivation_resnet, _IMAGE, keeps=2),
+        Entry("dense-net", dense_net, _IMAGE, keeps=6),
+        Entry("unet", UNet, _IMAGE),
+        Entry("levit", LeViT, _IMAGE),
+        Entry("mlp", mlp, ((3, 12),)),
+        Entry("frozen-resnet", frozen_resnet, ((2, 3, 64, 64),), _SPATIAL),
+        Entry("conv-1d", conv_net_1d, ((2, 4, 50),)),
+        Entry("conv-3d", conv_net_3d, ((2, 2, 8, 12, 10),)),
+        Entry("weight-standardized", standardized_net, _IMAGE, _SPATIAL),
+        Entry("weight-norm", weight_norm_net, _IMAGE),
+        Entry("spectral-norm", spectral_norm_net, _IMAGE),
+        Entry("instance-norm-running", instance_norm_net, _IMAGE),
+        Entry("input-normalization", normalized_input, _IMAGE),
+        Entry("input-normalization-padded", partial(normalized_input, padding=1), _IMAGE),
+        Entry("layer-scale", layer_scale_net, _IMAGE),
+        Entry("learnable-affine", learnable_affine_net, _IMAGE, _SPATIAL),
+    )
+}
+"""Small models, quick to export and to check."""
+
+_PHOTO = ((1, 3, 224, 224),)
+
+LARGE: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry("levit-large", partial(LeViT, 128, 4, 16, 9, 112, 1000), ((1, 3, 112, 112),)),
+        Entry("dense-net-large", partial(dense_net, 64, 32, 8, 1000), _PHOTO, keeps=18),
+        Entry("preactivation-resnet-large", partial(preactivation_resnet, 64, 3, 1000), ((1, 3, 64, 64),), keeps=4),
+        Entry("unet-large", partial(UNet, 24), ((1, 3, 192, 192),)),
+        Entry("learnable-affine-large", partial(learnable_affine_net, 64, 6), ((1, 3, 112, 112),)),
+        Entry("layer-scale-large", partial(layer_scale_net, 96, 3), _PHOTO),
+    )
+}
+"""The same architectures at a size whose latency can be measured."""

@@ -21,7 +21,6 @@ class CleanPass(ir.passes.InPlacePass):
         """Cleans a model."""
         passes: list[ir.passes.PassBase] = [
             common.RemoveUnusedNodesPass(),
-            common.IdentityEliminationPass(),
             common.DeduplicateInitializersPass(size_limit=_SAME_SIZE),
         ]
         if all(_is_repeatable(node) for node in model.graph):

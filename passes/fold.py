@@ -195,6 +195,9 @@ class FoldPass(ir.passes.InPlacePass):
                 if len(needs) == 1 and rest is None:
                     reasons.append(str(refused))
                 continue
+            if rest is None and not _is_replaceable(site):
+                reasons.append("it names an output of the graph that nothing else can name")
+                continue
             left = plan.added + (rest is not None)
             if left < count or (left == count == 1 and rest is None and halves):
                 if rest is not None:
@@ -275,13 +278,12 @@ def _graphs(model: ir.Model) -> Iterator[tuple[ir.Graph, int]]:
 
 
 def _is_replaceable(site: Site) -> bool:
-    """Whether the readers of a chain can read its data instead: an output of the graph keeps a node to name it."""
+    """Whether the readers of a chain can read its data instead: an output of a graph must be computed in that graph."""
     output, data = site.last.outputs[0], site.first.data
     if not output.is_graph_output():
         return True
-    return (
-        not (data.is_graph_input() or data.is_graph_output() or data.is_initializer()) and data.producer() is not None
-    )
+    producer = data.producer()
+    return producer is not None and producer.graph is site.last.graph and not data.is_graph_output()
 
 
 def _bypass(site: Site, source: ir.Value, kept: tuple[ir.Node, ...]) -> None:

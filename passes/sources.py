@@ -51,6 +51,7 @@ def batch_norm(node: ir.Node, weights: Weights) -> tuple[int, Affine] | None:
         raise RefusedError("training_mode=1: its statistics are those of the batch")
     if any(output.name for output in node.outputs[1:]):
         raise RefusedError("it has the outputs of training: its statistics are those of the batch")
+    _at_inference(node, weights)
     if not attribute(node, "spatial", 1):
         raise RefusedError("spatial=0: its parameters differ per position")
     parameters = [weights.array(value) for value in node.inputs[1:5]]
@@ -101,6 +102,7 @@ def negation(node: ir.Node, weights: Weights) -> tuple[int, Affine] | None:
 def identity(node: ir.Node, weights: Weights) -> tuple[int, Affine] | None:
     """y = x; a Dropout at inference is one."""
     if node.op_type == "Dropout":
+        _at_inference(node, weights)
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             training = constant_tensor(node.inputs[2])
             if training is None or bool(np.any(training.numpy())):
@@ -170,6 +172,16 @@ def read(node: ir.Node, weights: Weights, rules: tuple[Rule, ...] = SOURCES) -> 
             return "its scale or shift is infinite or not a number"
         return Source(node, index, affine, rule.name)
     return None
+
+
+def _at_inference(node: ir.Node, weights: Weights) -> None:
+    """Before opset 7 an operator is in training mode unless it says otherwise.
+
+    Raises:
+        RefusedError: it is in training mode.
+    """
+    if weights.opset < 7 and not attribute(node, "is_test", 0):
+        raise RefusedError("is_test=0: before opset 7 that is training mode")
 
 
 def _single_axis(constant: Float64, data: ir.Value | None) -> tuple[int | None, Float64]:
