@@ -104,6 +104,7 @@ class FoldPass(ir.passes.InPlacePass):
                     break
             self.refusals.extend(refusals)
             self._drop_biases(graph, weights)
+        weights.forget(model)
         return ir.passes.PassResult(model, len(self.changes) > before)
 
     def _fold_graph(self, graph: ir.Graph, weights: Weights, refusals: list[Refusal]) -> bool:

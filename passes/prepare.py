@@ -138,7 +138,7 @@ class PreparePass(ir.passes.InPlacePass):
             array = np.asarray(results[str(value.name)])
             dtype = value.dtype
             assert dtype is not None
-            exact = array.astype(np.float64) if is_float(dtype) and array.dtype.kind == "f" else None
+            exact = array.astype(np.float64, copy=False) if is_float(dtype) and array.dtype.kind == "f" else None
             _replace(graph, value, array, dtype, exact)
         gone = [node.name or node.op_type for node in nodes]
         common.RemoveUnusedNodesPass()(model)
@@ -252,7 +252,7 @@ def _replace(
     name, value.name = value.name, f"{value.name}_computed"
     constant = ir.Value(name=name, const_value=ir.Tensor(rounded, dtype=dtype, name=name))
     constant.shape, constant.dtype = ir.Shape(array.shape), dtype
-    if exact is not None and not np.array_equal(rounded.astype(np.float64), exact):
+    if exact is not None:
         constant.meta[EXACT] = exact
     graph.register_initializer(constant)
     value.replace_all_uses_with(constant)

@@ -5,6 +5,7 @@ into one weight still round only once.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,20 +19,32 @@ EXACT = "normfuse.float64"
 CLONE_BYTES = 16 << 20
 """A weight that somebody else reads too is copied for a fold only up to this size."""
 
-_UNIT_ROUND_OFF = {
-    ir.DataType.DOUBLE: 2.0**-53,
-    ir.DataType.FLOAT: 2.0**-24,
-    ir.DataType.FLOAT16: 2.0**-11,
-    ir.DataType.BFLOAT16: 2.0**-8,
-}
 
-_NEGLIGIBLE = {
-    ir.DataType.DOUBLE: 2.0**-1000,
-    ir.DataType.FLOAT: 2.0**-100,
-    ir.DataType.FLOAT16: 2.0**-14,
-    ir.DataType.BFLOAT16: 2.0**-100,
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """The limits of a dtype that weights are stored in.
+
+    Attributes:
+        round_off: the unit round-off u.
+        largest: the largest finite number.
+        smallest: the smallest number greater than zero.
+        negligible: channels whose weights had a smaller norm than this have nothing to lose: pruned ones are often
+            subnormal numbers.
+    """
+
+    round_off: float
+    largest: float
+    smallest: float
+    negligible: float
+
+
+STORAGE = {
+    ir.DataType.DOUBLE: Storage(2.0**-53, 2.0**1023 * (2 - 2.0**-52), 2.0**-1074, 2.0**-1000),
+    ir.DataType.FLOAT: Storage(2.0**-24, 2.0**127 * (2 - 2.0**-23), 2.0**-149, 2.0**-100),
+    ir.DataType.FLOAT16: Storage(2.0**-11, 65504.0, 2.0**-24, 2.0**-14),
+    ir.DataType.BFLOAT16: Storage(2.0**-8, 2.0**127 * (2 - 2.0**-7), 2.0**-133, 2.0**-100),
 }
-"""Channels whose weights were smaller than this have nothing to lose: pruned ones are often subnormal numbers."""
+"""The dtypes that can be folded."""
 
 
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -50,7 +63,7 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 def is_float(dtype: ir.DataType | None) -> bool:
     """Whether weights of a dtype can be folded: float64, float32, float16, bfloat16."""
-    return dtype in _UNIT_ROUND_OFF
+    return dtype in STORAGE
 
 
 def round_to(array: Float64, dtype: ir.DataType) -> npt.NDArray[np.generic]:
@@ -65,19 +78,25 @@ def fits(array: Float64, dtype: ir.DataType, axis: int | None = None, old: Float
     A channel w counts as lost where ‖round(w) − w‖₂ > 8 · u · ‖w‖₂, u the unit round-off, unless it was next to nothing
     in the array `old` of the same shape that it comes from.
     """
-    rounded = round_to(array, dtype).astype(np.float64)
-    if not np.isfinite(rounded).all():
+    storage = STORAGE[dtype]
+    if not np.all(np.abs(array) <= storage.largest):
         return False
-    lost = _norms(rounded - array, axis) > 8 * _UNIT_ROUND_OFF[dtype] * _norms(array, axis)
+    norm = _norms(array, axis)
+    count = array.size / max(norm.size, 1)
+    small = (norm > 0) & (norm < np.sqrt(count) * storage.smallest / storage.round_off)
+    if not np.any(small):
+        return True
+    error = _norms(round_to(array, dtype).astype(np.float64) - array, axis)
+    lost = small & (error > 8 * storage.round_off * norm)
     if old is not None and old.shape == array.shape:
-        lost &= _norms(old, axis) >= _NEGLIGIBLE[dtype]
+        lost &= _norms(old, axis) >= storage.negligible
     return not np.any(lost)
 
 
 def _norms(array: Float64, axis: int | None) -> Float64:
     """The Euclidean norm of each channel along an axis, or of the whole array."""
-    kept = () if axis is None else (axis % array.ndim,)
-    return np.asarray(np.sqrt(np.sum(array**2, axis=tuple(i for i in range(array.ndim) if i not in kept))))
+    rows = array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
 
 
 class Weights:
@@ -102,6 +121,12 @@ class Weights:
         if exact is not None:
             return np.asarray(exact, np.float64)
         return np.asarray(tensor.numpy()).astype(np.float64)
+
+    def forget(self, model: ir.Model) -> None:
+        """Frees the float64 values: from now on the constants are what they are stored as."""
+        for graph in model.graphs():
+            for value in graph.initializers.values():
+                value.meta.pop(EXACT, None)
 
     def integers(self, value: ir.Value | None) -> list[int] | None:
         """A constant of an integer dtype as a flat list, or None."""
