@@ -96,12 +96,9 @@ def optimize(
         >>> len(result.model.graph), result.report.changes[0].detail
         (1, '2 nodes became one')
     """
-    _check_rules(select, ignore)
-    Target.parse(target, threads)
     original = load(source)
     model = original.clone() if verify else original
-    with _quiet():
-        report = _run(model, select, ignore, freeze, observers)
+    report = rewrite(model, target, threads=threads, select=select, ignore=ignore, freeze=freeze, observers=observers)
     if verify:
         from normfuse.verification import verify as compare
 
@@ -113,13 +110,25 @@ def optimize(
     return Result(restore_kind(model, source), report)
 
 
-def _run(
+def rewrite(
     model: ir.Model,
-    select: Collection[str],
-    ignore: Collection[str],
-    freeze: bool | None,
-    observers: Collection[Observer],
+    target: str | Target = "cpu",
+    *,
+    threads: int | None = None,
+    select: Collection[str] = (),
+    ignore: Collection[str] = (),
+    freeze: bool | None = None,
+    observers: Collection[Observer] = (),
 ) -> Report:
+    """Runs the stages on a model that `normfuse.model.load` returned, in place and without a proof.
+
+    The arguments are those of `optimize`.
+
+    Raises:
+        NormfuseError: a rule is not known, or an argument is wrong.
+    """
+    _check_rules(select, ignore)
+    Target.parse(target, threads)
     before = Counts.of(model)
     typed = _typed_names(model)
     preparing, folding, joining = PreparePass(freeze), FoldPass(select, ignore), LayoutPass()
@@ -131,10 +140,11 @@ def _run(
         "layout": joining,
         "clean": CleanPass(),
     }
-    for name, stage in stages.items():
-        stage(model)
-        for observe in observers:
-            observe(name, model)
+    with _quiet():
+        for name, stage in stages.items():
+            stage(model)
+            for observe in observers:
+                observe(name, model)
     _forget_types(model, typed)
     return Report(
         before,

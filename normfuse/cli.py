@@ -1,0 +1,336 @@
+"""The command line: the verbs and their options.
+
+Only click is imported with this module: what a verb needs is imported when it runs, so that `--help` is fast.
+"""
+
+import io
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from normfuse import __version__
+from normfuse.errors import NormfuseError
+from normfuse.target import PROVIDERS
+from normfuse.verb import Verb, end, print_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from normfuse.passes.rule import Rule
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _shapes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Shapes:
+    """Shapes by input name, from `NAME=1x3x48x320`; anything else is a usage error."""
+    shapes = {}
+    for value in values:
+        name, _, dims = value.rpartition("=")
+        sizes = dims.lower().split("x")
+        if not name or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+            raise click.BadParameter(f"{value!r} is not an input's name and shape, such as images=1x3x224x224")
+        shapes[name] = tuple(int(size) for size in sizes)
+    return shapes
+
+
+def _complete_rule(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from normfuse import pipeline
+
+    return [rule.name for rule in pipeline.rules() if rule.name.startswith(incomplete)]
+
+
+def _names(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str]:
+    """Names that are given one by one, or separated by commas."""
+    return [name.strip() for value in values for name in value.split(",")]
+
+
+def _arrays(paths: Iterable[str]) -> "list[dict[str, np.ndarray[Any, Any]]]":
+    """Inputs of a model from .npz files: one array for each input, under the input's name.
+
+    Raises:
+        NormfuseError: a file cannot be read, or is not such a file.
+    """
+    return [_archive(path) for path in paths]
+
+
+def _archive(path: str) -> "dict[str, np.ndarray[Any, Any]]":
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except OSError as error:
+        raise NormfuseError(f"cannot read {path}: {error.strerror or error}") from error
+    except (TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        hint = "write one with numpy.savez(path, **inputs)"
+        raise NormfuseError(f"{path} is no .npz file of the model's inputs; {hint}") from error
+
+
+DATA = click.option(
+    "--data", multiple=True, type=click.Path(), metavar="X.npz", help="Judge on these inputs, too. Repeatable."
+)
+SHAPE = click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    callback=_shapes,
+    metavar="NAME=DIMS",
+    help="Shape of an input with dynamic dimensions, such as x=1x3x48x320. Repeatable.",
+)
+THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads the model will run on. [default: all]")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="normfuse")
+def main() -> None:
+    """Makes normalization cheap at inference in ONNX models, and proves it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a formula must not end a run on a terminal without Greek
+
+
+@main.command(cls=Verb)
+@click.argument("model", type=click.Path())
+@click.option("-o", "--output", type=click.Path(), help="Where to write the optimized model.")
+@click.option("--target", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="Where it will run.")
+@THREADS
+@click.option(
+    "--select",
+    multiple=True,
+    callback=_names,
+    metavar="RULE",
+    shell_complete=_complete_rule,
+    help="Use only this rule. Repeatable.",
+)
+@click.option(
+    "--ignore",
+    multiple=True,
+    callback=_names,
+    metavar="RULE",
+    shell_complete=_complete_rule,
+    help="Do not use this rule. Repeatable.",
+)
+@click.option("--dry-run", is_flag=True, help="Write nothing; print what would be done.")
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if something would be changed.")
+@click.option("--verify/--no-verify", default=None, help="Prove the result. [default: yes, but not with --check]")
+@click.option(
+    "--verify-budget", type=click.FloatRange(min=0), default=60.0, show_default=True, metavar="SECONDS", help="Time."
+)
+@DATA
+@SHAPE
+@click.option(
+    "--freeze/--no-freeze",
+    default=None,
+    help="Take initializers that are also graph inputs for constants. [default: where all of them are listed]",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Name every node that was refused.")
+def optimize(
+    model: str,
+    output: str | None,
+    target: str,
+    threads: int | None,
+    select: list[str],
+    ignore: list[str],
+    dry_run: bool,
+    check: bool,
+    verify: bool | None,
+    verify_budget: float,
+    data: tuple[str, ...],
+    shapes: Shapes,
+    freeze: bool | None,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Fold the affine maps of MODEL.
+
+    Every scale and shift by constants goes into neighbouring weights; the result is proved and written.
+    """
+    writes = not (dry_run or check)
+    if output is None and writes:
+        raise click.UsageError("where to? Give -o OUT.onnx; or --dry-run or --check, which write nothing")
+    from normfuse.model import check_output, load, save
+
+    if output is not None:
+        check_output(output, model)
+    inputs = _arrays(data)
+
+    from normfuse import console, pipeline
+
+    with console.Progress(f"reading {model}") as progress:
+        original = load(model)  # as onnx_ir.Model, whose external data stays external
+        proves = verify or (verify is None and not check)
+        result = original.clone() if proves else original
+        report = pipeline.rewrite(
+            result,
+            target,
+            threads=threads,
+            select=select,
+            ignore=ignore,
+            freeze=freeze,
+            observers=[lambda stage, _: progress.say(f"{stage} done")],
+        )
+        if proves:
+            from normfuse import verification
+
+            report.parity = verification.verify(
+                original, result, data=inputs, budget=verify_budget, shapes=shapes, progress=progress.say
+            )
+        passed = report.parity is None or report.parity.passed
+        written = output if writes and passed else None
+        if written is not None:
+            progress.say(f"writing {written}")
+            save(result, written)
+    if as_json:
+        print_json("optimize", {"model": model, "target": target, "written": written, **report.to_dict()})
+    else:
+        console.print_report(report, {rule.name: rule.reason for rule in pipeline.rules()}, verbose=verbose)
+        click.echo(_closing_line(written, passed, dry_run, check, len(report.changes)))
+    end(passed and not (check and report.changes))
+
+
+def _closing_line(written: str | None, passed: bool, dry_run: bool, check: bool, changes: int) -> str:
+    """What became of the output file, in one line."""
+    if written is not None:
+        return f"written: {written}"
+    if not passed:
+        return "nothing written: the result does not compute what the original computes"
+    if check:
+        return f"check: {changes} changes would be made" if changes else "check: nothing to do"
+    return "dry run: nothing written" if dry_run else "nothing written"
+
+
+@main.command(cls=Verb)
+@click.argument("model", type=click.Path())
+@click.option("--target", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="Where it will run.")
+def inspect(model: str, target: str, as_json: bool) -> None:
+    """List the normalizations of MODEL.
+
+    And every affine map: its formula, what it costs, where it stands and what would become of it.
+    """
+    from normfuse import console, inspection
+
+    with console.Progress(f"reading {model}"):
+        sites = inspection.inspect(model, target)
+    if as_json:
+        print_json("inspect", {"model": model, "target": target, "sites": [site.to_dict() for site in sites]})
+    else:
+        console.print_sites(sites)
+
+
+@main.command(cls=Verb)
+@click.argument("reference", type=click.Path())
+@click.argument("candidate", type=click.Path())
+@click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Who runs them.")
+@click.option("--seeds", type=click.IntRange(min=1), default=2, show_default=True, help="Sets of random inputs.")
+@click.option(
+    "--budget", type=click.FloatRange(min=0), default=60.0, show_default=True, metavar="SECONDS", help="Time."
+)
+@DATA
+@SHAPE
+def verify(
+    reference: str,
+    candidate: str,
+    provider: str,
+    seeds: int,
+    budget: float,
+    data: tuple[str, ...],
+    shapes: Shapes,
+    as_json: bool,
+) -> None:
+    """Prove that two models compute the same.
+
+    Exits with 1 where CANDIDATE does not compute what REFERENCE computes.
+    """
+    inputs = _arrays(data)
+    from normfuse import console, verification
+
+    with console.Progress("verifying") as progress:
+        parity = verification.verify(
+            reference,
+            candidate,
+            data=inputs,
+            seeds=seeds,
+            budget=budget,
+            provider=provider,
+            shapes=shapes,
+            progress=progress.say,
+        )
+    if as_json:
+        print_json("verify", {"reference": reference, "candidate": candidate, **parity.to_dict()})
+    else:
+        console.print_parity(parity)
+    end(parity.passed)
+
+
+@main.command(cls=Verb)
+@click.argument("models", nargs=-1, required=True, type=click.Path(), metavar="A [B ...]")
+@THREADS
+@click.option("--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Interleaved rounds.")
+@click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Who runs them.")
+@SHAPE
+def bench(
+    models: tuple[str, ...],
+    threads: int | None,
+    rounds: int,
+    provider: str,
+    shapes: Shapes,
+    as_json: bool,
+) -> None:
+    """Time models side by side.
+
+    In turn, round by round; the table gives medians, quartiles, and ratios to the first model.
+    """
+    from normfuse import bench as timing
+    from normfuse import console
+
+    with console.Progress("timing"):
+        table = timing.bench(list(models), threads=threads, rounds=rounds, shapes=shapes, provider=provider)
+    if as_json:
+        print_json("bench", table.to_dict())
+    else:
+        click.echo(table)
+
+
+@main.command(cls=Verb)
+@click.argument("rule", required=False, shell_complete=_complete_rule)
+def explain(rule: str | None, as_json: bool) -> None:
+    """List the rules, or explain one.
+
+    What RULE does, as a formula, and why it is right.
+    """
+    from normfuse import pipeline
+
+    rules = pipeline.rules()
+    chosen = [row for row in rules if rule in (None, row.name)]
+    if not chosen:
+        from difflib import get_close_matches
+
+        alike = get_close_matches(str(rule), [row.name for row in rules])
+        hint = f"did you mean {' or '.join(alike)}?" if alike else "`normfuse explain` lists them"
+        raise NormfuseError(f"there is no rule {rule!r}; {hint}")
+    if as_json:
+        print_json("explain", {"rules": [_rule_fields(row) for row in chosen]})
+        return
+    from normfuse import console
+
+    if rule is None:
+        console.print_rules(chosen)
+    else:
+        console.print_rule(chosen[0])
+
+
+def _rule_fields(rule: "Rule") -> dict[str, Any]:
+    import inspect as python
+
+    return {
+        "name": rule.name,
+        "kind": rule.kind,
+        "operators": rule.operators,
+        "side": rule.side,
+        "reason": rule.reason,
+        "law": python.getdoc(rule.law),
+    }

@@ -1,0 +1,251 @@
+"""Results as text for people: tables on stdout, progress on stderr."""
+
+import inspect
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from threading import Timer
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from normfuse.report import Counts, Refusal, Report
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from normfuse.inspection import Site
+    from normfuse.passes.rule import Rule
+    from normfuse.verification import Parity
+
+PIPE_WIDTH = 4096
+"""Columns of an output that is no terminal: nothing is wrapped or cut there, so that it can be searched."""
+
+PATIENCE = 1.0
+"""Seconds after which work counts as long, and its progress is shown."""
+
+MOST_ROWS = 12
+"""Rows of the table of refusals, unless all are asked for."""
+
+
+class Progress:
+    """One line on stderr that says what is being done; shown on a terminal, once the work takes long."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+        self._status: Status | None = None
+        self._timer = Timer(PATIENCE, self._show)
+        self._timer.daemon = True
+
+    def say(self, doing: str) -> None:
+        """Replaces the line."""
+        self._doing = doing
+        if self._status is not None:
+            self._status.update(escape(doing))
+
+    def _show(self) -> None:
+        self._status = Console(stderr=True, markup=False, highlight=False).status(escape(self._doing))
+        self._status.start()
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._timer.is_alive():
+            self._timer.join()
+        if self._status is not None:
+            self._status.stop()
+
+
+def print_report(report: Report, reasons: Mapping[str, str], *, verbose: bool = False) -> None:
+    """Prints what was done to a model, what was not and why, and the proof.
+
+    Args:
+        report: what `normfuse.optimize` reports.
+        reasons: for each rule why it is right, in one line.
+        verbose: list every refusal with its node, and every output.
+    """
+    _print(_sizes(report.before, report.after))
+    if report.changes:
+        _print(_changes(report, reasons))
+    else:
+        print("nothing to change")
+    if report.refusals:
+        _print_refusals(report.refusals, verbose)
+    if report.parity is not None:
+        print_parity(report.parity, table=verbose or not report.parity.passed)
+
+
+def _sizes(before: Counts, after: Counts) -> Table:
+    table = _table("", ">before", ">after", ">change")
+    rows = {"nodes": (before.nodes, after.nodes)}
+    for norm in sorted({*before.norms, *after.norms}):
+        rows[norm] = (before.norms.get(norm, 0), after.norms.get(norm, 0))
+    rows["parameters"] = (before.parameters, after.parameters)
+    rows["bytes"] = (before.bytes, after.bytes)
+    for name, (old, new) in rows.items():
+        table.add_row(name, f"{old:,}", f"{new:,}", f"{new - old:+,}" if new != old else "")
+    return table
+
+
+def _changes(report: Report, reasons: Mapping[str, str]) -> Table:
+    details = {change.rule: change.detail for change in reversed(report.changes)}
+    table = _table(">changed", "by rule", "why it is right")
+    for rule, count in report.by_rule().items():
+        table.add_row(str(count), rule, reasons.get(rule, details[rule]))
+    return table
+
+
+def _print_refusals(refusals: Sequence[Refusal], verbose: bool) -> None:
+    """Prints refusals: each with its node where `verbose` is set, else grouped by reason without names."""
+    if verbose:
+        table = _table("node that stays", "because", "by rule")
+        for refusal in refusals:
+            table.add_row(refusal.node, refusal.reason, refusal.rule)
+        _print(table)
+        return
+    groups = Counter((_nameless(refusal.reason), refusal.rule) for refusal in refusals)
+    table = _table(">refused", "because", "by rule")
+    for (reason, rule), count in groups.most_common(MOST_ROWS):
+        table.add_row(str(count), reason, rule)
+    _print(table)
+    more = len(groups) - MOST_ROWS
+    print(f"(the nodes{f' and {more} more reasons' if more > 0 else ''}: --verbose)\n")
+
+
+def _nameless(reason: str) -> str:
+    """A reason without the names that it quotes, so that like reasons are one group."""
+    return re.sub(r"'[^']*'", "the value", re.sub(r"(?<=\w) '[^']*'", "", reason))
+
+
+def print_parity(parity: "Parity", *, table: bool = True) -> None:
+    """Prints a verdict, what it rests on, and how each output fared where `table` is set."""
+    if table and parity.outputs:
+        _print(_outputs(parity))
+    judge = {"oracle": "the float64 oracle", "noise": "the original's own noise"}[parity.judged_by]
+    verdict = "passed" if parity.passed else f"FAILED: {parity.reason}"
+    print(f"parity {verdict}")
+    print(
+        f"  error {parity.ratio:.2f} × the original's ({parity.bits_lost:.1f} bits lost), "
+        f"judged by {judge} on {parity.probes} probes"
+    )
+    for note in parity.notes:
+        print(f"  note: {note}")
+
+
+def _outputs(parity: "Parity") -> Table:
+    table = _table("output", "type", "optimizer", ">E original", ">E candidate", ">ratio", ">worst channel", "verdict")
+    for output in parity.outputs:
+        table.add_row(
+            output.name,
+            output.dtype,
+            output.level,
+            f"{output.reference:.1e}",
+            f"{output.candidate:.1e}",
+            f"{output.ratio:.2f}",
+            f"{output.channel_ratio:.2f}",
+            "passed" if output.passed else f"FAILED: {output.reason}",
+        )
+    return table
+
+
+def print_sites(sites: Sequence["Site"]) -> None:
+    """Prints the normalizations and affine maps of a model."""
+    if not sites:
+        print("no normalization and no affine map found")
+        return
+    table = _table("node", "operator", "statistics", "shape", ">ε", ">elements", "stands", "outcome")
+    for site in sites:
+        table.add_row(
+            site.node,
+            site.operator,
+            site.statistics,
+            _shape(site.shape, site.dtype),
+            "" if site.epsilon is None else f"{site.epsilon:.3g}",
+            _elements(site),
+            f"{_few(map(_brief, site.behind))} → · → {_few(map(_brief, site.before))}",
+            _outcome(site),
+        )
+    _print(table)
+    formulas = _table("operator", "statistics", "formula")
+    for row in dict.fromkeys((site.operator, site.statistics, site.formula) for site in sites):
+        formulas.add_row(*row)
+    _print(formulas)
+    folded = sum(site.outcome != "stays" for site in sites)
+    print(f"{len(sites)} normalizations and affine maps, of which {folded} go and {len(sites) - folded} stay")
+
+
+def _shape(shape: tuple[int | str | None, ...] | None, dtype: str | None) -> str:
+    dims = "?" if shape is None else "×".join("?" if dim is None else str(dim) for dim in shape)
+    return f"{dims} {(dtype or '').lower()}".rstrip()
+
+
+def _elements(site: "Site") -> str:
+    """The cost; a lower bound where a dimension is dynamic."""
+    if site.elements is None or site.shape is None:
+        return "?"
+    return f"{site.elements:,}" if all(isinstance(dim, int) for dim in site.shape) else f"≥ {site.elements:,}"
+
+
+def _few(names: Iterable[str]) -> str:
+    """The first two names, and how many there are besides."""
+    every = list(names)
+    more = f" +{len(every) - 2}" if len(every) > 2 else ""
+    return ", ".join(every[:2]) + more if every else "—"
+
+
+def _brief(title: str) -> str:
+    """Operator and name of a node; the name alone where it begins with the operator."""
+    operator, _, name = title.partition(" ")
+    return name if name.startswith(operator) else title
+
+
+def _outcome(site: "Site") -> str:
+    match site.outcome:
+        case "folded":
+            return f"folded into {_few(site.into)}"
+        case "removed":
+            return "removed"
+        case "stays":
+            return f"stays: {'; '.join(site.reasons)}" if site.reasons else "stays"
+
+
+def print_rules(rules: Iterable["Rule"]) -> None:
+    """Prints the table of rules."""
+    table = _table("rule", "kind", "operators", "side", "why it is right")
+    for rule in rules:
+        table.add_row(rule.name, rule.kind, ", ".join(rule.operators) or "any", rule.side or "", rule.reason)
+    _print(table)
+
+
+def print_rule(rule: "Rule") -> None:
+    """Prints what one rule does and why it is right."""
+    side = f", {rule.side} it" if rule.side else ""
+    print(f"{rule.name}: {rule.kind} ({', '.join(rule.operators) or 'any operator'}{side})\n")
+    print(inspect.getdoc(rule.law) or "")
+    print(f"\nWhy: {rule.reason}")
+
+
+def _table(*columns: str) -> Table:
+    """An empty table; a column whose title starts with `>` is aligned to the right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+    return table
+
+
+def _print(table: Table) -> None:
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    console = Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")

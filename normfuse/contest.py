@@ -1,0 +1,240 @@
+"""The two models of a verification as they run: `Contest`, and the edited copies of them that it runs.
+
+Edits are made on clones: more outputs, so that inner values can be seen, and weights moved by one unit in the last
+place.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from normfuse.errors import TargetError
+from normfuse.metric import PRECISIONS, Precision, is_float
+from normfuse.oracle import Oracle, OracleError
+from normfuse.ports import inputs_of
+from normfuse.probes import Inputs, move
+from normfuse.runtime import Level, Session, session
+
+Array = np.ndarray[Any, Any]
+Values = dict[str, Array]
+
+_TRANSPARENT = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_SATURATING = frozenset({"Sigmoid", "Softmax", "Tanh"})
+_LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """The value in front of a saturating operator at an output.
+
+    Attributes:
+        output: the output.
+        operator: the operator's type.
+        axis: the axis along which a Softmax ignores a shift, else None.
+        names: of the value in the reference and in the candidate.
+    """
+
+    output: str
+    operator: str
+    axis: int | None
+    names: tuple[str, str]
+
+    @property
+    def title(self) -> str:
+        """What reports call it."""
+        return f"{self.output} (before {self.operator})"
+
+
+class Contest:
+    """Both models as they are loaded into the runtime, and the values that are judged.
+
+    Attributes:
+        reference: the model as it was.
+        provider: where both run.
+        outputs: names of the outputs, in order.
+        hidden: values that are judged besides.
+        owners: the output that each hidden value belongs to, by its title.
+        axes: for what stands before a Softmax the axis along which it ignores a shift, by title.
+        precision: of the dtype that the reference computes in.
+        sigmoids: outputs that a Sigmoid makes: the runtime's error there is absolute.
+        absolute: these outputs, and what stands before a Sigmoid or Softmax: they see absolute differences only.
+        sessions: by model (0 the reference, 1 the candidate) and optimization level.
+    """
+
+    def __init__(self, reference: ir.Model, candidate: ir.Model, provider: str) -> None:
+        self.reference = reference
+        self.provider = provider
+        self.outputs = [str(value.name) for value in reference.graph.outputs]
+        self.hidden = _hidden_values(reference, candidate)
+        self.owners = {hidden.title: hidden.output for hidden in self.hidden}
+        self.axes = {hidden.title: hidden.axis for hidden in self.hidden if hidden.axis is not None}
+        self.precision = _precision(reference)
+        self.sigmoids = {
+            str(value.name)
+            for value in reference.graph.outputs
+            if (node := _activation(value)) and node.op_type == "Sigmoid"
+        }
+        self.absolute = self.sigmoids | {hidden.title for hidden in self.hidden if hidden.operator != "Tanh"}
+        self.sessions: dict[tuple[int, Level], Session] = {}
+        for who, (model, title) in enumerate(((reference, "the reference"), (candidate, "the candidate"))):
+            watched = _with_outputs(model, [hidden.names[who] for hidden in self.hidden])
+            self.sessions[who, "disabled"] = session(watched, "disabled", provider, name=title)
+            self.sessions[who, "enabled"] = session(model, "enabled", provider, name=title)
+
+    def run(self, who: int, level: Level, inputs: Inputs) -> Values:
+        """Runs the reference (0) or the candidate (1); what is hidden stands under its title."""
+        values = self.sessions[who, level].run(inputs)
+        return self.titled(values, who)
+
+    def titled(self, values: Mapping[str, Array], who: int) -> Values:
+        """The judged values by title."""
+        seen = {name: np.asarray(values[name]) for name in self.outputs if name in values}
+        for hidden in self.hidden:
+            if hidden.names[who] in values:
+                seen[hidden.title] = np.asarray(values[hidden.names[who]])
+        return seen
+
+    def accepts(self, inputs: Inputs) -> bool:
+        """Whether the reference runs on these inputs, and leaves no output empty."""
+        try:
+            values = self.sessions[0, "disabled"].run(inputs)
+        except TargetError:
+            return False
+        return all(np.size(value) for value in values.values())
+
+
+def shaken_session(contest: Contest) -> Session:
+    """The reference with the weights of its linear operators moved by one unit in the last place."""
+    watched = _with_outputs(_with_moved_weights(contest.reference), [hidden.names[0] for hidden in contest.hidden])
+    return session(watched, "disabled", contest.provider, name="the reference with moved weights")
+
+
+def first_divergence(contest: Contest, oracle: Oracle, inputs: Inputs) -> str:
+    """The first value of the reference, in the order of its nodes, about which oracle and runtime disagree."""
+    values = [
+        value
+        for node in contest.reference.graph
+        if node.op_type != "Constant"
+        for value in node.outputs
+        if value.name and (value.uses() or value.is_graph_output())
+    ]
+    names = [str(value.name) for value in values]
+    try:
+        native = session(_with_outputs(contest.reference, names), "disabled", contest.provider).run(inputs)
+        truth = oracle.run(inputs, names)
+    except (TargetError, OracleError):
+        return "a value that could not be found"
+    for value in values:
+        name = str(value.name)
+        ours, theirs = truth.get(name), native.get(name)
+        if not isinstance(ours, np.ndarray) or not isinstance(theirs, np.ndarray):
+            continue
+        if ours.shape != theirs.shape or (is_float(theirs) and _distance(theirs, ours) > contest.precision.doubt):
+            node = value.producer()
+            return f"{name!r} ({node.op_type if node else 'input'})"
+    return "no single value"
+
+
+def _distance(y: Array, truth: Array) -> float:
+    wide = y.astype(np.float64)
+    finite = np.isfinite(wide) & np.isfinite(truth)
+    norm = float(np.linalg.norm(truth[finite]))
+    return float(np.linalg.norm(wide[finite] - truth[finite])) / (norm or 1.0)
+
+
+def signature_difference(reference: ir.Model, candidate: ir.Model) -> str:
+    """What differs between the inputs and outputs that two models declare, or nothing."""
+    for kind, before, after in (
+        ("inputs", inputs_of(reference), inputs_of(candidate)),
+        ("outputs", list(reference.graph.outputs), list(candidate.graph.outputs)),
+    ):
+        names = [[str(value.name) for value in values] for values in (before, after)]
+        if names[0] != names[1]:
+            return f"the {kind} are {', '.join(names[1]) or 'none'}, not {', '.join(names[0]) or 'none'}"
+        for old, new in zip(before, after, strict=True):
+            if old.dtype is not None and new.dtype is not None and old.dtype != new.dtype:
+                return f"{kind[:-1]} {old.name!r} is {new.dtype}, not {old.dtype}"
+            if old.shape is not None and new.shape is not None and not _agree(old.shape, new.shape, kind):
+                return f"{kind[:-1]} {old.name!r} has shape {new.shape}, not {old.shape}"
+    return ""
+
+
+def _agree(old: ir.Shape, new: ir.Shape, kind: str) -> bool:
+    """Whether a declared shape takes over another; an input must not lose a dynamic dimension."""
+    if len(old) != len(new):
+        return False
+    for before, after in zip(old, new, strict=True):
+        fixed = isinstance(after, int) and after >= 0
+        if fixed and (before != after if isinstance(before, int) and before >= 0 else kind == "inputs"):
+            return False
+    return True
+
+
+def _hidden_values(reference: ir.Model, candidate: ir.Model) -> list[Hidden]:
+    """What stands in front of the saturating operators at the outputs, where both models have the same one."""
+    found = []
+    for old, new in zip(reference.graph.outputs, candidate.graph.outputs, strict=True):
+        before, after = _activation(old), _activation(new)
+        if before is None or after is None or before.op_type != after.op_type:
+            continue
+        values = before.inputs[0], after.inputs[0]
+        if any(value is None or value.is_graph_output() or value.producer() is None for value in values):
+            continue
+        axis = None
+        if before.op_type == "Softmax":
+            axis = before.attributes.get_int("axis", 1 if reference.opset_imports.get("", 13) < 13 else -1)
+        names = str(values[0].name), str(values[1].name)  # type: ignore[union-attr]  # None was sorted out above
+        found.append(Hidden(str(old.name), before.op_type, axis, names))
+    return found
+
+
+def _activation(output: ir.Value) -> ir.Node | None:
+    """The saturating operator that makes an output, seen through reshapes."""
+    node = output.producer()
+    while node is not None and node.op_type in _TRANSPARENT and node.inputs and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node if node is not None and node.op_type in _SATURATING else None
+
+
+def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy with more outputs; those it has already are not repeated."""
+    copy = model.clone()
+    present = {value.name for value in copy.graph.outputs}
+    by_name = {value.name: value for node in copy.graph for value in node.outputs}
+    for name in dict.fromkeys(names):
+        if name in by_name and name not in present:
+            copy.graph.outputs.append(by_name[name])
+    return copy
+
+
+def _with_moved_weights(model: ir.Model) -> ir.Model:
+    """A copy whose weights of linear operators are moved by one unit in the last place, as one rounding may."""
+    copy, rng = model.clone(), np.random.default_rng(2)
+    for graph in copy.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None and any(node.op_type in _LINEAR for node, _ in value.uses()):
+                value.const_value = ir.tensor(move(value.const_value.numpy(), rng), name=value.name)
+    return copy
+
+
+def _precision(model: ir.Model) -> Precision:
+    """That of the coarsest float type a model computes in; weights that are only cast do not count."""
+    kinds = set()
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if any(node.op_type != "Cast" for node, _ in value.uses()):
+                kinds.add(value.dtype)
+        for node in graph:
+            if node.op_type == "Cast":
+                kinds.add(ir.DataType(node.attributes.get_int("to", 1)))
+    kinds |= {value.dtype for value in [*model.graph.inputs, *model.graph.outputs]}
+    for name in reversed(PRECISIONS):
+        if any(
+            kind is not None and kind.name == {"float64": "DOUBLE", "float32": "FLOAT"}.get(name, name.upper())
+            for kind in kinds
+        ):
+            return PRECISIONS[name]
+    return PRECISIONS["float32"]

@@ -1,0 +1,279 @@
+"""Runs probes through two models and gathers their errors: against the float64 oracle, or the original's noise."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from normfuse.contest import Array, Contest, Values, first_divergence, shaken_session
+from normfuse.errors import TargetError
+from normfuse.metric import CHANNEL_RATIO, RATIO, OutputParity, Tally
+from normfuse.oracle import Oracle, OracleError
+from normfuse.probes import SANE, Plan, Probe, moved
+from normfuse.runtime import LEVELS, Level
+
+MARGIN = 4.0
+"""A ratio above its limit but below this multiple of it is drawn again with more seeds: it may be chance."""
+
+ROUNDS = 3
+"""How many times the asked number of seeds may be drawn then."""
+
+Say = Callable[[str], None]
+
+_QUANTISED = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QuantizeLinear"})
+
+
+@dataclass(frozen=True, slots=True)
+class Deck:
+    """The probes: the user's own, and those that are planned."""
+
+    data: list[Probe]
+    plan: Plan | None
+
+    def draw(self, seed: int) -> Iterator[Probe]:
+        """The probes of one seed."""
+        if seed == 0:
+            yield from self.data
+        if self.plan is not None:
+            yield from self.plan.probes(seed)
+
+
+class Judgement:
+    """What has been gathered about all outputs.
+
+    Attributes:
+        contest: the two models.
+        judged_by: what the truth was taken from.
+        tallies: by output and level.
+        probes: how many were judged.
+        complete: whether every family was.
+        refused: why this is no verdict, or empty.
+        doubtful: whether that is because the oracle cannot be believed.
+        failure: how the candidate failed to run, or empty.
+        notes: for the user.
+    """
+
+    def __init__(self, contest: Contest, judged_by: Literal["oracle", "noise"]) -> None:
+        self.contest = contest
+        self.judged_by = judged_by
+        self.tallies: dict[tuple[str, Level], Tally] = {}
+        self.probes = 0
+        self.refused = ""
+        self.doubtful = False
+        self.complete = False
+        self.failure = ""
+        self.notes: list[str] = []
+
+    def add(
+        self,
+        level: Level,
+        family: str,
+        truth: Values,
+        reference: Values,
+        candidate: Values,
+        noise: list[Values],
+    ) -> None:
+        """Adds what one probe showed at one level."""
+        for name, value in reference.items():
+            if name not in truth or name not in candidate:
+                continue
+            if name not in self.contest.outputs and candidate[name].shape != value.shape:
+                continue  # an inner value may be laid out in another way
+            tally = self.tallies.get((name, level))
+            if tally is None:
+                absolute = name in self.contest.absolute
+                dtype = reference[self.contest.owners.get(name, name)].dtype.name
+                tally = Tally(name, dtype, self.contest.precision, absolute=absolute)
+                self.tallies[name, level] = tally
+            results = [value, candidate[name]]
+            results += [other[name] for other in noise if name in other and other[name].shape == value.shape]
+            if name in self.contest.axes and truth[name].shape == value.shape:
+                results = [_aligned(result, truth[name], self.contest.axes[name]) for result in results]
+            tally.add(family, truth[name], results[0], results[1], results[2:])
+
+    def candidate(self, probe: Probe, level: Level) -> Values | None:
+        """Runs the candidate; that it fails where the reference runs is a verdict."""
+        try:
+            return self.contest.run(1, level, probe.inputs)
+        except TargetError as error:
+            self.failure = self.failure or f"{error} (probes {probe.family!r}, optimizer {level})"
+            return None
+
+    def verdicts(self) -> list[OutputParity]:
+        """One verdict for each output and level."""
+        return [tally.verdict(level) for (_, level), tally in self.tallies.items()]
+
+    @property
+    def failed(self) -> bool:
+        """Whether what has been gathered is enough to fail the candidate."""
+        return bool(self.failure) or not all(verdict.passed for verdict in self.verdicts())
+
+    def marginal(self) -> bool:
+        """Whether the only failures are ratios that chance may explain."""
+        failed = [verdict for verdict in self.verdicts() if not verdict.passed]
+        return (
+            bool(failed)
+            and not self.failure
+            and all(
+                math.isfinite(v.ratio) and v.ratio <= RATIO * MARGIN and v.channel_ratio <= CHANNEL_RATIO * MARGIN
+                for v in failed
+            )
+        )
+
+
+def _aligned(y: Array, truth: Array, axis: int) -> Array:
+    """y with the mean that the truth has along an axis: a Softmax behind it sees no difference."""
+    means = (array.astype(np.float64).mean(axis=axis, keepdims=True) for array in (truth, y))
+    return np.asarray(y + (next(means) - next(means)))
+
+
+def judge_by_oracle(contest: Contest, deck: Deck, seeds: int, budget: float, say: Say) -> Judgement:
+    """Compares both models with y64 on every probe, as far as the budget goes."""
+    judgement = Judgement(contest, "oracle")
+    quantised = {node.op_type for node in contest.reference.graph.all_nodes()} & _QUANTISED
+    if quantised:
+        judgement.refused = (
+            f"judged by its own noise: the model quantises its activations ({', '.join(sorted(quantised))})"
+        )
+        return judgement
+    start = time.perf_counter()
+    try:
+        truths = _Truths(contest, start + budget)
+        for seed in range(ROUNDS * seeds):
+            if seed >= seeds and not judgement.marginal():
+                break
+            if seed and time.perf_counter() - start > budget / 4:
+                judgement.notes.append(f"the budget of {budget:g} s allowed {seed} of {seeds} seeds")
+                break
+            for probe in deck.draw(seed):
+                say(f"judging probes {probe.family!r}, seed {seed + 1}")
+                if not _judge_probe(judgement, truths, probe, seed):
+                    return judgement
+            judgement.complete = True
+            judgement.refused = _doubt(contest, judgement, truths.oracle, deck)
+            if judgement.refused:
+                judgement.doubtful = True
+                break
+    except OracleError as error:
+        families = len({family for tally in judgement.tallies.values() for family in tally.families})
+        if judgement.complete:
+            judgement.notes.append(f"the oracle judged {judgement.probes} probes, then stopped: {error}")
+        else:
+            judgement.refused = f"judged by its own noise: the float64 oracle judged {families} families only: {error}"
+    _note_runtime(judgement)
+    return judgement
+
+
+class _Truths:
+    """The oracle on a time limit."""
+
+    def __init__(self, contest: Contest, deadline: float) -> None:
+        self.oracle = Oracle(contest.reference)
+        self._contest = contest
+        self._deadline = deadline
+        self._names = [*contest.outputs, *(hidden.names[0] for hidden in contest.hidden)]
+        self._slowness = 1.5
+
+    def of(self, probe: Probe, seconds: float) -> Values:
+        """y64, by title.
+
+        Args:
+            probe: the inputs.
+            seconds: how long the runtime took, from which the oracle's time is estimated: numpy's float64 was never
+                seen faster than half as much again, and after the first probe its own slowness is known.
+
+        Raises:
+            OracleError: it cannot be computed, or not in time.
+        """
+        start = time.perf_counter()
+        if start + self._slowness * seconds > self._deadline:
+            raise OracleError("the next probe would exceed the budget")
+        values = self.oracle.run(probe.inputs, self._names, deadline=self._deadline)
+        self._slowness = max(1.5, (time.perf_counter() - start) / max(seconds, 1e-4))
+        return self._contest.titled(values, 0)
+
+
+def _judge_probe(judgement: Judgement, truths: _Truths, probe: Probe, seed: int) -> bool:
+    """Adds one probe; False where the candidate does not run on it."""
+    contest = judgement.contest
+    start = time.perf_counter()
+    try:
+        reference = contest.run(0, "disabled", probe.inputs)
+    except TargetError as error:
+        judgement.notes.append(f"the reference does not run on probes {probe.family!r}: {error}")
+        return True
+    truth = truths.of(probe, time.perf_counter() - start)
+    noise = [contest.run(0, "disabled", moved(probe.inputs, seed))]
+    for level in LEVELS:
+        candidate = judgement.candidate(probe, level)
+        if candidate is None:
+            return False
+        if level == "enabled":
+            # the original need not be more accurate than it is as written
+            noise = [*noise, reference]
+            reference = contest.run(0, level, probe.inputs)
+        judgement.add(level, probe.family, truth, reference, candidate, noise)
+    judgement.probes += 1
+    return True
+
+
+def judge_by_noise(contest: Contest, deck: Deck, seeds: int, budget: float, say: Say) -> Judgement:
+    """Holds the candidate's distance from the original against the original's own noise."""
+    judgement = Judgement(contest, "noise")
+    deadline = time.perf_counter() + budget
+    shaken = shaken_session(contest)
+    for seed in range(ROUNDS * seeds):
+        if seed >= seeds and not judgement.marginal():
+            break
+        for probe in deck.draw(seed):
+            if judgement.probes and time.perf_counter() > deadline:
+                judgement.notes.append(f"the budget of {budget:g} s allowed {judgement.probes} probes")
+                return judgement
+            say(f"measuring the noise of probes {probe.family!r}, seed {seed + 1}")
+            try:
+                base = contest.run(0, "disabled", probe.inputs)
+                other = contest.run(0, "enabled", probe.inputs)
+            except TargetError as error:
+                judgement.notes.append(f"the reference does not run on probes {probe.family!r}: {error}")
+                continue
+            noise = [
+                contest.run(0, "disabled", moved(probe.inputs, seed)),
+                contest.titled(shaken.run(probe.inputs), 0),
+            ]
+            for level in LEVELS:
+                candidate = judgement.candidate(probe, level)
+                if candidate is None:
+                    return judgement
+                judgement.add(level, probe.family, base, {**base, **other}, candidate, noise)
+            judgement.probes += 1
+    return judgement
+
+
+def _doubt(contest: Contest, judgement: Judgement, oracle: Oracle, deck: Deck) -> str:
+    """Why the oracle is not to be believed, or nothing."""
+    for (name, level), tally in judgement.tallies.items():
+        if level == "disabled" and name not in contest.sigmoids and tally.doubtful(SANE):
+            probe = next(deck.draw(0))
+            where = first_divergence(contest, oracle, probe.inputs)
+            return (
+                f"oracle and runtime disagree about the original's {name!r}, first at {where}: judged by its own noise"
+            )
+    return ""
+
+
+def _note_runtime(judgement: Judgement) -> None:
+    """Says where the runtime's own optimizer changes what the original computes."""
+    for name in judgement.contest.outputs:
+        written, optimized = (judgement.tallies.get((name, level)) for level in LEVELS)
+        if written is None or optimized is None:
+            continue
+        for family, sums in optimized.families.items():
+            error = sums.error("reference")
+            if error > max(judgement.contest.precision.ceiling, 30 * written.noise(family)):
+                judgement.notes.append(
+                    f"ONNX Runtime's own optimizer changes the original's {name!r} by {error:.1e} on probes {family!r}"
+                )
+                break

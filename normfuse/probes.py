@@ -1,0 +1,244 @@
+"""Inputs that tell near-equal formulas apart.
+
+Plain N(0, 1) cannot tell ε inside a root from ε outside it, nor E[x²] − E[x]² from a centred variance. With
+z ~ N(0, 1):
+
+| family | inputs | tells apart |
+|---|---|---|
+| scale 1, scale 1e-3, scale 1e2 | z · scale | ε and where it stands, saturation |
+| mean 30, mean 1e3 | mean + z | one-pass variances, cancellation |
+| constant rows | one value along the last axis | what is divided by σ = 0 |
+| heavy tails | Student's t with two degrees of freedom | clipping |
+| large channel | one channel a hundred times the rest | groups, axes |
+| unit interval | uniform in [0, 1] | nothing by itself: what images look like |
+| batch 3, second size | z at other sizes of the dynamic dimensions | constants that were shapes |
+
+Integer inputs are drawn below the size of the table they index, else from {0, 1}.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from normfuse.errors import NormfuseError
+from normfuse.ports import (
+    BATCH,
+    Port,
+    Sizes,
+    candidates_of,
+    combinations,
+    inputs_of,
+    is_float_type,
+    port_of,
+    second_sizes,
+)
+
+Array = np.ndarray[Any, Any]
+Inputs = dict[str, Array]
+
+SANE = ("scale 1", "unit interval", "batch 3", "second size", "data")
+"""Families on which a model is not ill-conditioned by construction."""
+
+_FAMILIES: dict[str, Callable[[np.random.Generator, Array], Array]] = {
+    "scale 1": lambda rng, z: z,
+    "scale 1e-3": lambda rng, z: z * 1e-3,
+    "mean 30": lambda rng, z: z + 30.0,
+    "scale 1e2": lambda rng, z: z * 1e2,
+    "constant rows": lambda rng, z: np.broadcast_to(z[..., :1], z.shape),
+    "large channel": lambda rng, z: z * _one_large(rng, z.shape),
+    "heavy tails": lambda rng, z: np.asarray(rng.standard_t(2, z.shape)),
+    "mean 1e3": lambda rng, z: z + 1e3,
+    "unit interval": lambda rng, z: np.asarray(rng.random(z.shape)),
+}
+_DISCRETE = ("scale 1", "constant rows")
+"""The families that say something of a model without float inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One set of inputs.
+
+    Attributes:
+        family: the row of the table above that it belongs to, or `data` for the user's own.
+        inputs: arrays by input name.
+    """
+
+    family: str
+    inputs: Inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What probes of a model look like: its inputs and sizes it was seen to accept.
+
+    Attributes:
+        ports: the inputs.
+        sizes: sizes of the dynamic dimensions for the main families.
+        others: by family, other sizes.
+    """
+
+    ports: tuple[Port, ...]
+    sizes: Sizes
+    others: dict[str, Sizes] = field(default_factory=dict)
+
+    def probes(self, seed: int) -> Iterator[Probe]:
+        """One probe of each family."""
+        names = list(_FAMILIES) if any(is_float_type(port.dtype) for port in self.ports) else list(_DISCRETE)
+        for index, name in enumerate(names):
+            yield self._probe(name, name, self.sizes, np.random.default_rng((seed, index)))
+            if index == 0:
+                for place, (other, sizes) in enumerate(self.others.items()):
+                    yield self._probe(other, name, sizes, np.random.default_rng((seed, place, 1)))
+
+    def _probe(self, family: str, law: str, sizes: Sizes, rng: np.random.Generator) -> Probe:
+        return Probe(family, {port.name: _draw(port, port.shape(sizes), law, rng) for port in self.ports})
+
+
+def plan(
+    model: ir.Model,
+    accepts: Callable[[Inputs], bool],
+    shapes: Mapping[str, Sequence[int] | int] | None = None,
+) -> Plan:
+    """Finds sizes of the dynamic dimensions that a model accepts.
+
+    Args:
+        model: the model.
+        accepts: runs the model and says whether it took the inputs.
+        shapes: shapes by input name, or sizes by the name of a dynamic dimension, where the caller knows them.
+
+    Raises:
+        NormfuseError: an input cannot be probed, or no sizes were accepted.
+    """
+    shapes = dict(shapes or {})
+    ports = tuple(port_of(value, shapes) for value in inputs_of(model))
+    candidates: dict[str, tuple[int, ...]] = {}
+    for port in ports:
+        for axis, dim in enumerate(port.dims):
+            if isinstance(dim, str):
+                candidates.setdefault(dim, candidates_of(port, axis))
+    batch = {dim for dim, sizes in candidates.items() if sizes == BATCH}
+    base = next((sizes for sizes in combinations(candidates) if _takes(ports, sizes, accepts)), None)
+    if base is None:
+        tried = ", ".join(candidates) or "none"
+        raise NormfuseError(
+            f"the model took no sizes of its dynamic dimensions ({tried}) that were tried; give shapes, or data"
+        )
+    others: dict[str, Sizes] = {}
+    if batch and _takes(ports, larger := base | dict.fromkeys(batch, 3), accepts):
+        others["batch 3"] = larger
+    rest = [dim for dim in candidates if dim not in batch]
+    for second in second_sizes(candidates, base, rest):
+        if _takes(ports, second, accepts):
+            others["second size"] = second
+            break
+    return Plan(ports, base, others)
+
+
+def probes(model: ir.Model, *, seed: int, shapes: Mapping[str, Sequence[int] | int] | None = None) -> Iterator[Probe]:
+    """Probes of a model, its sizes tried out with ONNX Runtime.
+
+    Args:
+        model: the model.
+        seed: of the random numbers.
+        shapes: as for `plan`.
+
+    Raises:
+        NormfuseError: as for `plan`.
+        TargetError: ONNX Runtime cannot load the model.
+    """
+    from normfuse.errors import TargetError
+    from normfuse.runtime import session
+
+    loaded = session(model, "disabled")
+
+    def accepts(inputs: Inputs) -> bool:
+        try:
+            loaded.run(inputs)
+        except TargetError:
+            return False
+        return True
+
+    return plan(model, accepts, shapes).probes(seed)
+
+
+def data_probes(
+    model: ir.Model, data: str | PathLike[str] | Mapping[str, Array] | Collection[Any] | None
+) -> list[Probe]:
+    """Probes from the user's own arrays.
+
+    Args:
+        model: the model they are for.
+        data: a path of an .npz file, a mapping of arrays by input name, or several of either.
+
+    Raises:
+        NormfuseError: a file cannot be read, or an input has no array in it.
+    """
+    if data is None:
+        return []
+    if isinstance(data, str | PathLike):
+        try:
+            with np.load(data) as file:
+                arrays: Mapping[str, Array] = dict(file)
+        except (OSError, ValueError, TypeError) as error:
+            raise NormfuseError(f"{data}: not an .npz file of arrays: {error}") from error
+    elif isinstance(data, Mapping):
+        arrays = data
+    else:
+        return [probe for part in data for probe in data_probes(model, part)]
+    inputs: Inputs = {}
+    for value in inputs_of(model):
+        name = str(value.name)
+        if name not in arrays:
+            raise NormfuseError(f"the data has no array for input {name!r}, only {', '.join(arrays) or 'none'}")
+        array = np.asarray(arrays[name])
+        inputs[name] = array if value.dtype is None else array.astype(value.dtype.numpy(), copy=False)
+    return [Probe("data", inputs)]
+
+
+def moved(inputs: Inputs, seed: int) -> Inputs:
+    """The inputs with each float moved by one unit in the last place, up or down at random."""
+    rng = np.random.default_rng((seed, 2))
+    return {name: move(array, rng) for name, array in inputs.items()}
+
+
+def move(array: Array, rng: np.random.Generator) -> Array:
+    """One array moved by one unit in the last place; anything but IEEE floats stays as it is."""
+    if array.dtype.kind != "f":
+        return array
+    with np.errstate(all="ignore"):
+        target = np.where(rng.random(array.shape) < 0.5, np.inf, -np.inf).astype(array.dtype)
+        return np.asarray(np.nextafter(array, target))
+
+
+def _takes(ports: Sequence[Port], sizes: Sizes, accepts: Callable[[Inputs], bool]) -> bool:
+    rng = np.random.default_rng(0)
+    return accepts({port.name: _draw(port, port.shape(sizes), "scale 1", rng) for port in ports})
+
+
+def _draw(port: Port, shape: tuple[int, ...], law: str, rng: np.random.Generator) -> Array:
+    """An array for an input under the law of a family."""
+    if is_float_type(port.dtype):
+        z = rng.standard_normal(shape)
+        values = _FAMILIES[law](rng, z) if z.ndim else z
+        return values.astype(port.dtype.numpy())
+    if port.limit == 2 or port.dtype == ir.DataType.BOOL:
+        # masks: mostly set, and never all clear
+        values = np.asarray(rng.random(shape) < 0.8)
+        values[(..., slice(0, 1)) if shape else ()] = True
+    elif law == "constant rows" and shape:
+        values = np.broadcast_to(rng.integers(0, port.limit, (*shape[:-1], 1)), shape)
+    else:
+        values = rng.integers(0, port.limit, shape)
+    return np.asarray(values).astype(port.dtype.numpy())
+
+
+def _one_large(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Factors: 100 for one channel, 1 elsewhere; channels are axis 1, or the last axis of matrices."""
+    axis = 1 if len(shape) > 1 else 0
+    factors = np.ones(shape[axis])
+    factors[rng.integers(shape[axis])] = 1e2
+    return factors.reshape(*(-1 if i == axis else 1 for i in range(len(shape))))

@@ -1,0 +1,146 @@
+"""Models out: as protobuf, as bytes, as a file, and as a file with its large tensors in a data file beside it."""
+
+import os
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO
+
+import onnx
+import onnx_ir as ir
+
+from normfuse import storage
+from normfuse.errors import ModelError, NormfuseError
+from normfuse.outline import external_files
+from normfuse.sparse import SparseTensor, put_sparse
+from normfuse.storage import parse, read, to_bytes, write
+from normfuse.tensors import constants, external, in_memory, place
+
+SMALLEST_EXTERNAL = 1024
+"""Bytes of the smallest tensor that is written to a data file."""
+
+ALIGNMENT = 4096
+"""Tensors begin at multiples of this in a data file, as ONNX asks for memory mapping."""
+
+_CHUNK = 2**24
+
+
+def serialize(model: ir.Model) -> bytes:
+    """A model as bytes with all data in them, as ONNX Runtime takes it.
+
+    Raises:
+        ModelError: it is larger than protobuf allows, or onnx_ir cannot write it.
+    """
+    data = None if is_large(model) else to_bytes(embedded(model))
+    if data is None:
+        raise ModelError("the model is larger than 2 GiB, the most that protobuf can hold; save it and give the path")
+    return data
+
+
+def embedded(model: ir.Model) -> onnx.ModelProto:
+    """A model as an `onnx.ModelProto` with all data in it."""
+    return to_proto(model, {value: in_memory(tensor) for value, tensor in external(model)})
+
+
+def is_large(model: ir.Model) -> bool:
+    """Whether the constants of a model alone exceed what protobuf can hold."""
+    return sum(tensor.nbytes for _, tensor in constants(model)) > storage.LARGEST
+
+
+def has_external(model: ir.Model) -> bool:
+    """Whether a constant of a model lies in a data file."""
+    return any(True for _ in external(model))
+
+
+def to_proto(model: ir.Model, stand_ins: Mapping[ir.Value, ir.TensorProtocol]) -> onnx.ModelProto:
+    """A model as an `onnx.ModelProto`, with other tensors for some of its constants.
+
+    Raises:
+        ModelError: onnx_ir cannot write it.
+    """
+    sparse = {v: t for v in model.graph.initializers.values() if isinstance(t := v.const_value, SparseTensor)}
+    tensors = {**stand_ins, **{value: place(tensor, "", 0) for value, tensor in sparse.items()}}
+    originals = {value: value.const_value for value in tensors}
+    try:
+        for value, tensor in tensors.items():
+            value.const_value = tensor
+        proto = ir.to_proto(model)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"the model cannot be written: {error.__cause__ or error}") from error
+    finally:
+        for value, original in originals.items():
+            value.const_value = original
+    put_sparse(proto.graph, {value.name or "": tensor.proto for value, tensor in sparse.items()})
+    _drop_redundant(proto.graph)
+    return proto
+
+
+def _drop_redundant(graph: onnx.GraphProto) -> None:
+    """Drops what `value_info` says about initializers, unless it says more than they do themselves."""
+    constants = {tensor.name for tensor in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    kept = [
+        value
+        for value in graph.value_info
+        if value.name not in constants or value.doc_string or value.metadata_props or value.type.denotation
+    ]
+    if len(kept) < len(graph.value_info):
+        copies = onnx.GraphProto(value_info=kept)
+        del graph.value_info[:]
+        graph.value_info.extend(copies.value_info)
+
+
+def write_external(model: ir.Model, path: str) -> None:
+    """Writes a model to `path` and its large tensors to a data file beside it, under a name that is free."""
+    name = f"{os.path.basename(path)}.data"
+    while os.path.lexists(os.path.join(os.path.dirname(path), name)):
+        name = f"{os.path.basename(path)}.{secrets.token_hex(4)}.data"
+    stand_ins: dict[ir.Value, ir.TensorProtocol] = {
+        value: in_memory(tensor) for value, tensor in external(model) if tensor.nbytes < SMALLEST_EXTERNAL
+    }
+    places: list[tuple[ir.TensorProtocol, ir.ExternalTensor]] = []
+    end = 0
+    for value, tensor in constants(model):
+        if tensor.nbytes >= SMALLEST_EXTERNAL and not isinstance(tensor, SparseTensor | ir.StringTensor):
+            start = -(-end // ALIGNMENT) * ALIGNMENT
+            end = start + tensor.nbytes
+            places.append((tensor, place(tensor, name, start)))
+            stand_ins[value] = places[-1][1]
+    data = to_bytes(to_proto(model, stand_ins))
+    if data is None:
+        raise ModelError("the model is larger than 2 GiB without its weights, more than protobuf can hold; split it")
+    folder = os.path.dirname(path)
+    write([(os.path.join(folder, name), lambda file: _fill(file, places)), (path, lambda file: file.write(data))])
+
+
+def _fill(file: BinaryIO, places: Sequence[tuple[ir.TensorProtocol, ir.ExternalTensor]]) -> None:
+    """Writes tensors to their places in a data file, one at a time."""
+    for tensor, at in places:
+        start, size = at.offset or 0, at.nbytes
+        file.write(bytes(start - file.tell()))
+        if isinstance(tensor, ir.ExternalTensor):
+            _copy(tensor, file)
+        else:
+            file.write(tensor.tobytes())
+        if file.tell() != start + size:
+            raise ModelError(f"tensor {tensor.name!r} has {file.tell() - start:,} bytes where {size:,} are expected")
+
+
+def _copy(tensor: ir.ExternalTensor, file: BinaryIO) -> None:
+    with open(tensor.path, "rb") as source:
+        source.seek(tensor.offset or 0)
+        left = tensor.nbytes
+        while left and (chunk := source.read(min(left, _CHUNK))):
+            file.write(chunk)
+            left -= len(chunk)
+
+
+def data_files(path: str) -> set[str]:
+    """Data files that belong to the model at `path` alone: named after it, in its folder, and used by it."""
+    folder, name = os.path.split(path)
+    mine = re.compile(re.escape(name) + r"(\.[0-9a-f]{8})?\.data")
+    try:
+        candidates = {file for file in os.listdir(folder or os.curdir) if mine.fullmatch(file)}
+        used = external_files(parse(read(path)), folder) if candidates and os.path.exists(path) else set()
+    except (NormfuseError, OSError):
+        return set()
+    return {file for file in used if os.path.dirname(file) == folder and os.path.basename(file) in candidates}

@@ -1,0 +1,175 @@
+"""Proves that a candidate computes what a reference computes: `verify`.
+
+Two models are never judged against each other alone, or a better model would fail. Each is compared with the float64
+oracle (`normfuse.oracle`) on probes that tell near-equal formulas apart (`normfuse.probes`), by the metric and the
+limits of `normfuse.metric`; first with ONNX Runtime's optimizer off (the proof), then with it on (what the user gets).
+
+What a Sigmoid, Tanh or Softmax at an output would hide is judged in front of it as well: a detector that answers 1e-8
+everywhere is not proved by its zeros.
+
+Where the oracle cannot judge (it does not run, it exceeds its time, it disagrees with the runtime about the original,
+or the model quantises its activations), the candidate's distance from the original is held against the original's own
+noise: its spread between the runtime's levels and under inputs and weights moved by one unit in the last place.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any, Literal
+
+from normfuse.contest import Array, Contest, signature_difference
+from normfuse.errors import NormfuseError, ParityError
+from normfuse.judging import Deck, Judgement, judge_by_noise, judge_by_oracle
+from normfuse.metric import OutputParity
+from normfuse.model import Source, load
+from normfuse.probes import data_probes, plan
+
+Data = str | PathLike[str] | Mapping[str, Array] | Collection[Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Whether a candidate computes what a reference computes.
+
+    Attributes:
+        passed: the verdict.
+        ratio: the candidate's error in units of the reference's, worst output and level; at most 2 passes.
+        outputs: how each output fared at each level.
+        notes: what was and was not judged, and what else the user should know.
+        judged_by: `oracle` (the float64 oracle) or `noise` (the reference's own noise).
+        probes: how many sets of inputs were judged.
+        reason: why it failed, in one line.
+    """
+
+    passed: bool
+    ratio: float
+    outputs: tuple[OutputParity, ...]
+    notes: tuple[str, ...] = ()
+    judged_by: Literal["oracle", "noise"] = "oracle"
+    probes: int = 0
+    reason: str = ""
+
+    @property
+    def bits_lost(self) -> float:
+        """log2 of the ratio, at least 0: how many bits of accuracy the candidate gives away."""
+        return max(0.0, math.log2(self.ratio)) if self.ratio > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The parity as JSON-ready values; NaN and infinities become None."""
+        values: dict[str, Any] = _finite({**asdict(self), "bits_lost": self.bits_lost})
+        return values
+
+    def __str__(self) -> str:
+        verdict = "passed" if self.passed else f"FAILED: {self.reason}"
+        lines = [
+            f"parity {verdict}",
+            f"judged by {self.judged_by} on {self.probes} probes: error {self.ratio:.2f} × the original's, "
+            f"{self.bits_lost:.1f} bits lost",
+        ]
+        lines += [
+            f"  {output.name} {output.dtype}, optimizer {output.level}: E {output.candidate:.1e}, original "
+            f"{output.reference:.1e}, ratio {output.ratio:.2f}, most on {output.family or 'any'!r}"
+            for output in self.outputs
+        ]
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def verify(
+    reference: Source,
+    candidate: Source,
+    *,
+    data: Data = None,
+    seeds: int = 2,
+    budget: float = 60.0,
+    provider: str = "cpu",
+    shapes: Mapping[str, Sequence[int] | int] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Parity:
+    """Judges whether a candidate computes what a reference computes.
+
+    Args:
+        reference: the model as it was.
+        candidate: the model as it became.
+        data: inputs of the user's own to judge on besides the probes: an .npz file, arrays by input name, or several.
+        seeds: how often each probe family is drawn.
+        budget: seconds that the oracle may take; the noise of the reference judges what it leaves.
+        provider: `cpu` or `cuda`, where both models run.
+        shapes: shapes by input name, or sizes by the name of a dynamic dimension.
+        progress: called with what is being done.
+
+    Returns:
+        The verdict; a failing one is returned, not raised.
+
+    Raises:
+        ModelError: a model cannot be read.
+        TargetError: ONNX Runtime is missing, or cannot load a model.
+        NormfuseError: no inputs could be made for the reference.
+    """
+    say = progress or (lambda doing: None)
+    models = load(reference), load(candidate)
+    difference = signature_difference(*models)
+    if difference:
+        return Parity(False, math.inf, (), reason=difference)
+    say("loading both models into ONNX Runtime")
+    contest = Contest(*models, provider)
+    deck, notes = _deck(contest, data, shapes)
+    judgement = judge_by_oracle(contest, deck, seeds, budget, say)
+    if judgement.refused:
+        notes.append(judgement.refused)
+        if judgement.doubtful or not judgement.failed:
+            judgement = judge_by_noise(contest, deck, seeds, budget, say)
+    return _parity(judgement, notes)
+
+
+def require(parity: Parity) -> None:
+    """Lets a passing parity pass.
+
+    Raises:
+        ParityError: it failed; the message is its reason.
+    """
+    if not parity.passed:
+        raise ParityError(parity.reason)
+
+
+def _parity(judgement: Judgement, notes: list[str]) -> Parity:
+    """The verdict on all outputs."""
+    outputs = judgement.verdicts()
+    judged = {name for name, _ in judgement.tallies}
+    moving = {name for (name, _), tally in judgement.tallies.items() if not tally.still}
+    inner = {output: f"; judged as {title!r}" for title, output in judgement.contest.owners.items() if title in moving}
+    for name in judgement.contest.outputs:
+        if name in judged - moving:
+            notes.append(f"the probes do not move output {name!r}" + inner.get(name, ""))
+    failed = [verdict for verdict in outputs if not verdict.passed]
+    reason = judgement.failure
+    if not reason and failed:
+        reason = f"output {failed[0].name!r}, optimizer {failed[0].level}: {failed[0].reason}"
+    if not reason and not judgement.probes:
+        reason = "nothing could be judged: the reference ran on no probe"
+    ratio = math.inf if judgement.failure or not outputs else max(verdict.ratio for verdict in outputs)
+    everything = tuple(dict.fromkeys([*notes, *judgement.notes]))
+    return Parity(not reason, ratio, tuple(outputs), everything, judgement.judged_by, judgement.probes, reason)
+
+
+def _deck(contest: Contest, data: Data, shapes: Mapping[str, Sequence[int] | int] | None) -> tuple[Deck, list[str]]:
+    """The probes, and notes about them."""
+    own = data_probes(contest.reference, data)
+    try:
+        return Deck(own, plan(contest.reference, contest.accepts, shapes)), []
+    except NormfuseError as error:
+        if not own:
+            raise
+        return Deck(own, None), [f"judged on the given data only: {error}"]
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for NaN and infinities, which JSON does not have."""
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+    return value
