@@ -131,6 +131,7 @@ def rewrite(
     Target.parse(target, threads)
     before = Counts.of(model)
     typed = _typed_names(model)
+    declared = [(value.type, value.shape) for value in model.graph.outputs]
     preparing, folding, joining = PreparePass(freeze), FoldPass(select, ignore), LayoutPass()
     stages: dict[str, ir.passes.PassBase] = {
         "prepare": preparing,
@@ -146,6 +147,8 @@ def rewrite(
             for observe in observers:
                 observe(name, model)
     _forget_types(model, typed)
+    for value, (kind, shape) in zip(model.graph.outputs, declared, strict=True):
+        value.type, value.shape = kind, shape
     return Report(
         before,
         Counts.of(model),

@@ -95,7 +95,7 @@ def conv_transpose_takes_before(offer: Offer) -> tuple[Deal, ...]:
 
 def gemm_takes_after(offer: Offer) -> tuple[Deal, ...]:
     """s · (α A B + β C) + t = α A (B s) + (β C s + t), along the columns; along the rows with A constant: (s A) B."""
-    rows = offer.affine.axis == 0
+    rows = offer.affine.axis == 0 or (offer.affine.axis is None and offer.weights.array(offer.input(1)) is None)
     index, transposed = (0, "transA") if rows else (1, "transB")
     weight = offer.constant(index)
     axis = (
@@ -147,7 +147,7 @@ def matmul_takes_after(offer: Offer) -> tuple[Deal, ...]:
 
     The shift becomes the bias of a Gemm where both operands are matrices, an Add elsewhere.
     """
-    index = 1 if offer.weights.array(offer.input(1)) is not None else 0
+    index = 0 if offer.weights.array(offer.input(0)) is not None else 1
     weight = offer.constant(index)
     if weight.ndim < 2:
         raise RefusedError("its weight is a vector")
@@ -204,15 +204,17 @@ def _append_add(offer: Offer, bias: Float64, dtype: ir.DataType) -> None:
     output = offer.node.outputs[0]
     graph = offer.node.graph
     assert graph is not None
-    name = offer.weights.fresh(f"{output.name}_biased")
     add = ir.node("Add", [output], name=offer.weights.fresh(f"{offer.node.name}_bias"))
-    total = add.outputs[0]
-    total.name, total.shape, total.type = name, output.shape, output.type
-    output.replace_all_uses_with(total)
+    total, stem = add.outputs[0], output.name
+    total.name, total.shape, total.type = offer.weights.fresh(f"{stem}_biased"), output.shape, output.type
+    if output.is_graph_output():
+        output.name, total.name = total.name, stem
+        total.metadata_props.update(output.metadata_props)
+    output.replace_all_uses_with(total, replace_graph_outputs=True)
     graph.insert_after(offer.node, add)
     add.resize_inputs(2)
     add.replace_input_with(0, output)
-    add.replace_input_with(1, offer.weights.new(bias, dtype, f"{output.name}_bias", add))
+    add.replace_input_with(1, offer.weights.new(bias, dtype, f"{stem}_bias", add))
 
 
 def einsum_takes_after(offer: Offer) -> tuple[Deal, ...]:

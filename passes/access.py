@@ -32,7 +32,15 @@ def dims(value: ir.Value | None) -> list[Dim] | None:
     """The dimensions of a value, or None where not even their number is known."""
     if value is None or value.shape is None:
         return None
-    return [(dim if dim >= 0 else None) if isinstance(dim, int) else (dim.value or None) for dim in value.shape]
+    return [
+        (dim if dim >= 0 else None) if isinstance(dim, int) else (dim.value if is_symbol(dim.value) else None)
+        for dim in value.shape
+    ]
+
+
+def is_symbol(name: str | None) -> bool:
+    """Whether two dimensions of this name are of one size; some exporters call all that they do not know `?`."""
+    return bool(name) and any(character.isalnum() for character in str(name))
 
 
 def known_dims(value: ir.Value | None) -> list[Dim]:

@@ -25,7 +25,11 @@ class CleanPass(ir.passes.InPlacePass):
         ]
         if all(_is_repeatable(node) for node in model.graph):
             passes.append(common.CommonSubexpressionEliminationPass())
-        passes += [common.RemoveUnusedNodesPass(), common.RemoveUnusedFunctionsPass(), common.TopologicalSortPass()]
+        passes += [
+            common.RemoveUnusedNodesPass(),
+            common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]  # its __init__ has no annotations
+            common.TopologicalSortPass(),
+        ]
         modified = [item(model).modified for item in passes]
         return ir.passes.PassResult(model, any(modified))
 

@@ -126,12 +126,12 @@ class FoldPass(ir.passes.InPlacePass):
             assert isinstance(found, Source)
             site = self._site(found, weights, kept)
             seen.update(site.nodes)
-            reason = self._fold_site(site, weights)
-            if reason is None:
+            obstacle = self._fold_site(site, weights)
+            if obstacle is None:
                 changed = True
-            elif reason:
+            elif obstacle:
                 refusals.extend(
-                    Refusal(source.rule, source.node.name or source.node.op_type, reason) for source in site.sources
+                    Refusal(source.rule, source.node.name or source.node.op_type, obstacle) for source in site.sources
                 )
         return changed
 
@@ -295,8 +295,6 @@ def _bypass(site: Site, source: ir.Value, kept: tuple[ir.Node, ...]) -> None:
             name, output.name = output.name, None
             output.replace_all_uses_with(source, replace_graph_outputs=True)
             source.name, source.type = name, output.type
-            if output.shape is not None:
-                source.shape = output.shape
             source.metadata_props.update(output.metadata_props)
         else:
             output.replace_all_uses_with(source)

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import onnx
 import onnx_ir as ir
 
+from normfuse.passes.access import is_symbol
+
 _SMALL = 64
 """Integer constants of up to this many elements go into the outline: they may be shapes."""
 
@@ -38,7 +40,9 @@ def _outline(model: ir.Model) -> onnx.ModelProto:
     graph.node.extend(ir.serde.serialize_node(node) for node in inferred)
     stated = [value for node in model.graph if not _is_inferable(model, node) for value in node.outputs]
     graph.input.extend(_described(value) for value in (*model.graph.inputs, *stated) if value.name and value.type)
-    graph.output.extend(_described(value) for value in model.graph.outputs)
+    for value in model.graph.outputs:
+        graph.output.append(_described(value))
+        graph.output[-1].type.tensor_type.ClearField("shape")
     listed = set(model.graph.inputs)
     for value in model.graph.initializers.values():
         tensor = value.const_value
@@ -49,7 +53,7 @@ def _outline(model: ir.Model) -> onnx.ModelProto:
             graph.initializer[-1].name = str(value.name)
         else:
             graph.input.append(
-                onnx.helper.make_tensor_value_info(str(value.name), tensor.dtype, [int(dim) for dim in tensor.shape])
+                onnx.helper.make_tensor_value_info(str(value.name), tensor.dtype, list(tensor.shape.numpy()))
             )
     return proto
 
@@ -61,28 +65,32 @@ def _is_inferable(model: ir.Model, node: ir.Node) -> bool:
 
 
 def _described(value: ir.Value) -> onnx.ValueInfoProto:
-    return ir.serde.serialize_value(value)
+    """The type and shape of a value, without the names of dimensions that name nothing."""
+    proto = ir.serde.serialize_value(value)
+    for dim in proto.type.tensor_type.shape.dim:
+        if not is_symbol(dim.dim_param) and dim.dim_value <= 0:
+            dim.ClearField("value")
+    return proto
 
 
 def _take_over(nodes: Iterable[ir.Node], graph: ir.Graph, inferred: onnx.GraphProto) -> None:
     infos = {info.name: info for info in (*inferred.value_info, *inferred.output)}
-    outputs = set(graph.outputs)
     for node, proto in zip(nodes, inferred.node, strict=True):
         for value in node.outputs:
             if value.name in infos:
-                _describe(value, infos[value.name].type, keeps=value in outputs)
+                _describe(value, infos[value.name].type)
         for name, attribute in node.attributes.items():
             for inner, inner_proto in zip(_graphs(attribute), _graph_protos(proto, name), strict=True):
                 _take_over(inner, inner, inner_proto)
 
 
-def _describe(value: ir.Value, proto: onnx.TypeProto, *, keeps: bool) -> None:
+def _describe(value: ir.Value, proto: onnx.TypeProto) -> None:
     if not proto.HasField("tensor_type"):
         return
     tensor = proto.tensor_type
     if tensor.elem_type and value.dtype is None:
         value.dtype = ir.DataType(tensor.elem_type)
-    if tensor.HasField("shape") and not (keeps and value.shape is not None):
+    if tensor.HasField("shape"):
         value.shape = ir.Shape(
             [dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in tensor.shape.dim]
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from normfuse.affine import Affine
-from normfuse.passes.access import RefusedError, title
+from normfuse.passes.access import RefusedError, dims, title
 from normfuse.passes.deal import Deal, Need, NewWeight, Offer
 from normfuse.passes.rule import Rule, Side
 from normfuse.passes.weights import CLONE_BYTES, Weights, fits
@@ -129,6 +129,9 @@ class Plan:
         if side == "after" and index and node.op_type != "Split":
             raise RefusedError(f"it stands behind another output of {title(node)} than the first")
         offer = Offer(node, index, affine, side, self.weights)
+        stated = dims(node.outputs[index] if side == "after" else node.inputs[index])
+        if affine.axis is not None and stated is not None and affine.axis >= len(stated):
+            raise RefusedError(f"{where} {title(node)}: the value has no axis {affine.axis}")
         reason = ""
         for rule in rows:
             try:
