@@ -42,8 +42,8 @@ def unchanged(offer: Offer) -> tuple[Deal, ...]:
 def cast(offer: Offer) -> tuple[Deal, ...]:
     """A Cast between floating-point dtypes commutes with the map up to rounding.
 
-    Into a dtype of smaller range only maps go that cannot overflow there what did not overflow before:
-    1/16 ≤ |s| ≤ 1, |t| ≤ 1024.
+    Into a dtype of smaller range only maps go that cannot overflow there what did not overflow before: |t| ≤ 1024, and
+    where s · x + t is stored in it 1/16 ≤ |s| ≤ 1, where x is stored in it 1 ≤ |s| ≤ 16.
     """
     here, there = _ends(offer)
     dtypes = [None if value is None else value.dtype for value in (here, there)]
@@ -51,7 +51,8 @@ def cast(offer: Offer) -> tuple[Deal, ...]:
         raise RefusedError("it casts to or from a dtype that is not floating-point")
     if dtypes[1].bitwidth < dtypes[0].bitwidth or _RANGE[dtypes[1]] < _RANGE[dtypes[0]]:
         size, shift = np.abs(offer.affine.scale), np.abs(offer.affine.shift)
-        if size.max() > 1 or size.min() < 1 / 16 or shift.max() > 1024:
+        least, most = (1 / 16, 1) if offer.side == "after" else (1, 16)
+        if size.max() > most or size.min() < least or shift.max() > 1024:
             raise RefusedError(f"the map could overflow or underflow {dtypes[1].name} on the other side of the Cast")
     return (passes_on(offer, offer.affine),)
 
@@ -273,7 +274,7 @@ def gather(offer: Offer) -> tuple[Deal, ...]:
     if offer.side == "after":
         if looked_up <= affine.axis <= looked_up + spread:
             raise RefusedError("the map varies along the axis that is looked up")
-        return (passes_on(offer, affine.along(affine.axis - (spread if affine.axis > looked_up else 0))),)
+        return (passes_on(offer, affine.along(affine.axis - (spread if affine.axis >= looked_up else 0))),)
     if affine.axis == looked_up:
         indices = offer.weights.integers(offer.input(1))
         if indices is None:
@@ -424,13 +425,22 @@ def pad(offer: Offer) -> tuple[Deal, ...]:
             number = float(array.ravel()[0])
         if number != 0.0:
             raise RefusedError("it pads with another constant than zero")
-    if affine.axis is not None:
-        here, there = _ends(offer)
-        if known_dims(here)[affine.axis] != known_dims(there)[affine.axis]:
-            raise RefusedError("it pads the channels")
-        if not isinstance(known_dims(here)[affine.axis], int):
-            raise RefusedError("whether it pads the channels is not known")
+    if affine.axis is not None and affine.axis in _padded(offer):
+        raise RefusedError("it pads the channels")
     return (passes_on(offer, affine),)
+
+
+def _padded(offer: Offer) -> set[int]:
+    """The axes that a Pad pads or crops."""
+    size = rank(offer.node.inputs[0])
+    pads = attribute(offer.node, "pads")
+    if pads is None:
+        pads = offer.weights.integers(offer.input(1))
+    axes = list(range(size)) if offer.input(3) is None else offer.weights.integers(offer.input(3))
+    if pads is None or axes is None:
+        raise RefusedError("what it pads is computed at run time")
+    ends = zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True)
+    return {axis % size for axis, before, after in ends if before or after}
 
 
 def resize(offer: Offer) -> tuple[Deal, ...]:
@@ -441,12 +451,26 @@ def resize(offer: Offer) -> tuple[Deal, ...]:
         raise RefusedError("cubic interpolation excludes what lies outside")
     if attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise RefusedError("it extrapolates with a constant")
-    if affine.axis is not None:
-        here, there = _ends(offer)
-        channels = known_dims(here)[affine.axis]
-        if channels != known_dims(there)[affine.axis] or not isinstance(channels, int):
-            raise RefusedError("whether it resizes the channels is not known")
+    if affine.axis is not None and affine.axis in _resized(offer):
+        raise RefusedError("it resizes the channels")
     return (passes_on(offer, affine),)
+
+
+def _resized(offer: Offer) -> set[int]:
+    """The axes that a Resize or Upsample may resize."""
+    node = offer.node
+    size = rank(node.inputs[0])
+    axes = [axis % size for axis in attribute(node, "axes", list(range(size)))]
+    of_version_10 = node.op_type == "Upsample" or offer.weights.opset < 11
+    scales = offer.input(1 if of_version_10 else 2)
+    if "scales" in node.attributes or (scales is not None and (scales.shape is None or 0 not in scales.shape)):
+        factors = attribute(node, "scales", offer.weights.array(scales))
+        return set(axes) if factors is None else {axis for axis, s in zip(axes, factors, strict=True) if s != 1.0}
+    if attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
+        return set(axes)
+    kept = zip(known_dims(node.inputs[0]), known_dims(node.outputs[0]), strict=True)
+    same = {axis for axis, (before, after) in enumerate(kept) if isinstance(before, int) and before == after}
+    return set(axes) - same
 
 
 def channels_to_space(offer: Offer) -> tuple[Deal, ...]:

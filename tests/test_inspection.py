@@ -1,0 +1,216 @@
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+
+from normfuse import inspection
+from normfuse.inspection import AFFINE_FORMULAS, NORM_FORMULAS, Site, inspect
+from normfuse.report import NORMALIZATIONS
+
+
+def parse(text: str, **constants: tuple[int, ...]) -> onnx.ModelProto:
+    """A model from ONNX text, with random constants of the shapes given; its nodes are named like their outputs."""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(text)
+    for name, shape in constants.items():
+        array = rng.uniform(0.5, 2, shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    for node in model.graph.node:
+        node.name = node.output[0]
+    return model
+
+
+def sites(text: str, **constants: tuple[int, ...]) -> dict[str, Site]:
+    return {site.node: site for site in inspect(parse(text, **constants))}
+
+
+HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
+STATISTICS: dict[str, Any] = {"s": (4,), "b": (4,), "m": (4,), "v": (4,)}
+
+
+def test_a_foldable_normalization_says_where_it_goes() -> None:
+    model = parse(
+        HEAD
+        + """ g (float[N, 3, 8, 8] x) => (float[N, 2, 6, 6] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, w1)
+            n = BatchNormalization <epsilon = 0.001> (a, s, b, m, v)
+            r = Relu (n)
+            y = Conv (r, w2)
+        }""",
+        w1=(4, 3, 3, 3),
+        w2=(2, 4, 3, 3),
+        **STATISTICS,
+    )
+    before = model.SerializeToString()
+    (site,) = inspect(model)
+    assert site == Site(
+        node="n",
+        operator="BatchNormalization",
+        statistics="stored",
+        formula=NORM_FORMULAS["BatchNormalization"],
+        shape=("N", 4, 8, 8),
+        dtype="FLOAT",
+        epsilon=float(np.float32(1e-3)),
+        behind=("Conv a",),
+        before=("Conv y",),
+        elements=2 * 4 * 8 * 8,
+        outcome="folded",
+        into=("a",),
+    )
+    assert model.SerializeToString() == before
+
+
+def test_what_stays_says_why() -> None:
+    (site,) = inspect(
+        parse(
+            HEAD
+            + """ g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) {
+                r = Sigmoid (x)
+                n = BatchNormalization (r, s, b, m, v)
+                y = Tanh (n)
+            }""",
+            **STATISTICS,
+        )
+    )
+    assert site.outcome == "stays"
+    assert site.reasons
+    assert site.behind == site.before == ()
+
+
+def test_statistics_of_the_batch() -> None:
+    found = sites(
+        HEAD
+        + """ g (float[2, 4, 8, 8] x) => (float[2, 4, 8, 8] y, float[4] rm, float[4] rv) {
+            y, rm, rv = BatchNormalization <training_mode = 1> (x, s, b, m, v)
+        }""",
+        **STATISTICS,
+    )
+    assert found["y"].statistics == "batch"
+    assert found["y"].elements == 3 * 2 * 4 * 8 * 8
+    assert found["y"].outcome == "stays"
+
+
+def test_statistics_of_the_input() -> None:
+    found = sites(
+        HEAD
+        + """ g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) {
+            i = InstanceNormalization (x, s, b)
+            l = LRN <size = 3> (i)
+            y = LayerNormalization <axis = -1, epsilon = 0.5> (l, k)
+        }""",
+        s=(4,),
+        b=(4,),
+        k=(8,),
+    )
+    assert {name: (site.statistics, site.epsilon) for name, site in found.items()} == {
+        "i": ("input", 1e-5),
+        "l": ("input", None),
+        "y": ("input", 0.5),
+    }
+
+
+@pytest.mark.parametrize(
+    ("node", "formula"),
+    [
+        ("Mul (x, c)", "a · x"),
+        ("Mul (c, x)", "a · x"),
+        ("Add (c, x)", "x + b"),
+        ("Sub (x, c)", "x − b"),
+        ("Sub (c, x)", "b − x"),
+        ("Div (x, c)", "x / a"),
+        ("Div (c, x)", None),
+        ("Mul (x, x)", None),
+        ("Mul (x, full)", None),
+        ("Max (x, c)", None),
+    ],
+)
+def test_affine_maps_in_every_spelling(node: str, formula: str | None) -> None:
+    found = sites(
+        f"{HEAD} g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) {{ t = {node} y = Tanh (t) }}",
+        c=(4, 1, 1),
+        full=(4, 8, 8),
+    )
+    assert [site.formula for site in found.values()] == ([formula] if formula else [])
+    assert all(site.statistics == "constant" and site.epsilon is None for site in found.values())
+
+
+def test_a_constant_may_stand_behind_others() -> None:
+    found = sites(
+        HEAD
+        + """ g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) {
+            axes = Constant <value_ints = [1, 2]> ()
+            c = Unsqueeze (s, axes)
+            k = Sqrt (c)
+            t = Mul (x, k)
+            y = Tanh (t)
+        }""",
+        s=(4,),
+    )
+    assert "t" in found
+    assert set(found) == {"t"}
+
+
+def test_integers_and_weights_are_no_affine_maps() -> None:
+    found = sites(
+        HEAD
+        + """ g (float[1, 4] x, int64[4] i) => (float[1, 5] y, int64[4] j) {
+            two = Constant <value_int = 2> ()
+            j = Mul (i, two)
+            w = Mul (v, s)
+            y = MatMul (x, w)
+        }""",
+        v=(4, 5),
+        s=(5,),
+    )
+    assert found == {}
+
+
+def test_neighbours_are_found_across_branches() -> None:
+    found = sites(
+        HEAD
+        + """ g (float[1, 3, 8, 8] x) => (float[1, 2, 8, 8] y, float[1, 2, 8, 8] z) {
+            a = Conv (x, w1)
+            b = Conv (x, w1b)
+            c = Concat <axis = 1> (a, b)
+            t = Mul (c, k)
+            r = Relu (t)
+            y = Conv (r, w2)
+            h = Sigmoid (r)
+            z = Conv (h, w3)
+        }""",
+        w1=(2, 3, 1, 1),
+        w1b=(2, 3, 1, 1),
+        k=(1, 4, 1, 1),
+        w2=(2, 4, 1, 1),
+        w3=(2, 4, 1, 1),
+    )
+    assert found["t"].behind == ("Conv a", "Conv b")
+    assert found["t"].before == ("Conv y", "Conv z")
+
+
+def test_a_subgraph_is_listed() -> None:
+    found = sites(
+        HEAD
+        + """ g (float[1, 4] x, bool flag) => (float[1, 4] y) {
+            y = If (flag) <
+                then_branch = t () => (float[1, 4] p) { p = Mul (x, k) },
+                else_branch = e () => (float[1, 4] q) { q = Neg (x) }
+            >
+        }""",
+        k=(4,),
+    )
+    assert [site.operator for site in found.values()] == ["Mul"]
+
+
+def test_every_normalization_has_a_formula() -> None:
+    assert set(NORM_FORMULAS) == NORMALIZATIONS
+    assert set(inspection.DEFAULT_EPSILON) | inspection.NO_EPSILON <= NORMALIZATIONS
+    assert ("Div", 0) not in AFFINE_FORMULAS
+
+
+def test_a_site_is_ready_for_json() -> None:
+    site = Site("n", "Mul", "constant", "a · x", ("N", 4), "FLOAT", None, (), (), 8, "stays", (), ("because",))
+    assert site.to_dict()["shape"] == ("N", 4)
+    assert site.to_dict()["reasons"] == ("because",)

@@ -1,0 +1,325 @@
+"""`verify` passes what computes the same, and fails each near miss."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import normfuse.judging
+from normfuse.errors import ParityError, TargetError
+from normfuse.oracle import Oracle
+from normfuse.verification import Parity, require, verify
+
+Array = np.ndarray[Any, Any]
+
+
+def model(
+    body: str,
+    weights: dict[str, Array] | None = None,
+    inputs: str = "float[N,4,6,6] x",
+    outputs: str = "float y",
+    opset: int = 17,
+) -> ir.Model:
+    """A model in ONNX text, its weights as initializers."""
+    weights = weights or {}
+    declared = ", ".join([inputs, *(f"{ir.DataType.from_numpy(w.dtype).name.lower()} {n}" for n, w in weights.items())])
+    built = ir.from_onnx_text(
+        f'<ir_version: 8, opset_import: ["" : {opset}]> g ({declared}) => ({outputs}) {{ {body} }}'
+    )
+    for value in list(built.graph.inputs):
+        if value.name in weights:
+            built.graph.inputs.remove(value)
+            value.const_value = ir.tensor(weights[value.name], name=value.name)
+            value.shape = ir.Shape(weights[value.name].shape)
+            built.graph.initializers.add(value)
+    return built
+
+
+def conv_bn(dtype: type[np.floating[Any]] = np.float32) -> dict[str, Array]:
+    rng = np.random.default_rng(3)
+    return {
+        "w": rng.standard_normal((5, 4, 3, 3)).astype(dtype),
+        "s": rng.uniform(0.5, 2, 5).astype(dtype),
+        "b": rng.standard_normal(5).astype(dtype),
+        "m": rng.standard_normal(5).astype(dtype),
+        "v": rng.uniform(0.1, 3, 5).astype(dtype),
+    }
+
+
+def fold(p: dict[str, Array], epsilon: float = 1e-5) -> dict[str, Array]:
+    wide = {name: array.astype(np.float64) for name, array in p.items()}
+    scale = wide["s"] / np.sqrt(wide["v"] + epsilon)
+    dtype = p["w"].dtype
+    return {
+        "w": (wide["w"] * scale[:, None, None, None]).astype(dtype),
+        "b": (wide["b"] - wide["m"] * scale).astype(dtype),
+    }
+
+
+SPELLED = "c = Conv (x, w) y = BatchNormalization (c, s, b, m, v)"
+
+
+def layer_norm(epsilon: str = "1e-5", *, inside: bool = True, one_pass: bool = False) -> ir.Model:
+    """LayerNorm over the last axis, spelled out."""
+    weights = {"two": np.array(2, np.float32), "e": np.array(float(epsilon), np.float32)}
+    if one_pass:
+        variance = "p = Pow (x, two) q = ReduceMean <axes = [-1]> (p) r = Pow (m, two) v = Sub (q, r)"
+    else:
+        variance = "p = Pow (d, two) v = ReduceMean <axes = [-1]> (p)"
+    root = "t = Add (v, e) o = Sqrt (t)" if inside else "t = Sqrt (v) o = Add (t, e)"
+    body = f"m = ReduceMean <axes = [-1]> (x) d = Sub (x, m) {variance} {root} y = Div (d, o)"
+    return model(body, weights, "float[N,5,64] x", "float[N,5,64] y")
+
+
+def fused_layer_norm(epsilon: str = "1e-5") -> ir.Model:
+    ones = {"s": np.ones(64, np.float32)}
+    return model(f"y = LayerNormalization <epsilon = {epsilon}> (x, s)", ones, "float[N,5,64] x", "float[N,5,64] y")
+
+
+def levels(parity: Parity) -> set[str]:
+    return {output.level for output in parity.outputs}
+
+
+def test_a_model_equals_itself() -> None:
+    spelled = model(SPELLED, conv_bn())
+    parity = verify(spelled, spelled, seeds=1)
+    assert parity.passed
+    assert parity.judged_by == "oracle"
+    assert parity.ratio <= 1
+    assert parity.bits_lost == 0
+    assert levels(parity) == {"disabled", "enabled"}
+    assert parity.probes >= 9
+
+
+def test_a_true_fold_passes() -> None:
+    weights = conv_bn()
+    parity = verify(model(SPELLED, weights), model("y = Conv (x, w, b)", fold(weights)))
+    assert parity.passed, parity.reason
+    assert parity.judged_by == "oracle"
+    assert all(output.reference < 1e-5 and output.candidate < 1e-5 for output in parity.outputs)
+
+
+def test_a_float16_fold_passes_and_a_wrong_one_fails() -> None:
+    weights = conv_bn(np.float16)
+    inputs, outputs = "float16[N,4,6,6] x", "float16 y"
+    spelled = model(SPELLED, weights, inputs, outputs)
+    assert verify(spelled, model("y = Conv (x, w, b)", fold(weights), inputs, outputs)).passed
+    wrong = fold(weights)
+    wrong["b"] = wrong["b"] + np.float16(0.05)
+    parity = verify(spelled, model("y = Conv (x, w, b)", wrong, inputs, outputs))
+    assert not parity.passed
+    assert "times the original's" in parity.reason
+
+
+def test_an_epsilon_a_hundred_times_too_large_fails() -> None:
+    parity = verify(layer_norm("1e-5"), layer_norm("1e-3"), seeds=1)
+    assert not parity.passed
+    assert parity.ratio > 100
+    assert parity.outputs[0].family == "scale 1e-3"
+
+
+def test_an_epsilon_of_a_fold_a_hundred_times_too_large_fails() -> None:
+    weights = conv_bn()
+    parity = verify(model(SPELLED, weights), model("y = Conv (x, w, b)", fold(weights, 1e-3)), seeds=1)
+    assert not parity.passed
+    assert parity.ratio > 100
+
+
+def test_an_epsilon_outside_the_root_fails() -> None:
+    assert not verify(layer_norm(), layer_norm(inside=False), seeds=1).passed
+
+
+def test_a_better_candidate_passes_and_a_worse_one_fails() -> None:
+    """E[x²] − E[x]² loses what the centred variance keeps; two models judged against each other would both fail."""
+    assert verify(layer_norm(one_pass=True), fused_layer_norm(), seeds=1).passed
+    parity = verify(fused_layer_norm(), layer_norm(one_pass=True), seeds=1)
+    assert not parity.passed
+
+
+def test_a_shift_across_zero_padding_fails() -> None:
+    rng = np.random.default_rng(5)
+    w, t = rng.standard_normal((3, 4, 3, 3)), rng.standard_normal(4)
+    weights = {"w": w.astype(np.float32), "t": t.reshape(1, 4, 1, 1).astype(np.float32)}
+    folded = {"w": weights["w"], "b": np.einsum("ochw,c->o", w, t).astype(np.float32)}
+    for pads, right in (("[0, 0, 0, 0]", True), ("[1, 1, 1, 1]", False)):
+        shifted = model(f"a = Add (x, t) y = Conv <pads = {pads}> (a, w)", weights)
+        parity = verify(shifted, model(f"y = Conv <pads = {pads}> (x, w, b)", folded), seeds=1)
+        assert parity.passed is right, parity.reason
+
+
+def test_a_changed_rank_fails() -> None:
+    same, higher = "y = Neg (x)", "i = Constant <value_ints = [0]> () n = Neg (x) y = Unsqueeze (n, i)"
+    parity = verify(model(same), model(higher), seeds=1)
+    assert not parity.passed
+    assert "it is float32[1, 1, 4, 6, 6], not float32[1, 4, 6, 6]" in parity.reason
+    json.dumps(parity.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "reason"),
+    [
+        ("float[N,4,6,6] z", "float[N,4,6,6] y", "the inputs are z, not x"),
+        ("float[1,4,6,6] x", "float[N,4,6,6] y", "input 'x' has shape"),
+        ("float[N,4,6,6] x", "float[N,4,36] y", "output 'y' has shape"),
+        ("float16[N,4,6,6] x", "float16[N,4,6,6] y", "input 'x' is FLOAT16, not FLOAT"),
+        ("float[N,4,6,6] x", "float[N,4,6,6] q", "the outputs are q, not y"),
+    ],
+)
+def test_a_changed_signature_fails(inputs: str, outputs: str, reason: str) -> None:
+    body = f"{outputs[-1]} = Neg ({inputs[-1]})"
+    parity = verify(model("y = Neg (x)", outputs="float[N,4,6,6] y"), model(body, None, inputs, outputs))
+    assert not parity.passed
+    assert reason in parity.reason
+    assert parity.to_dict()["ratio"] is None
+
+
+def test_swapped_outputs_fail() -> None:
+    outputs = "float[N,4,6,6] y, float[N,4,6,6] z"
+    parity = verify(
+        model("y = Neg (x) z = Abs (x)", outputs=outputs), model("z = Neg (x) y = Abs (x)", outputs=outputs), seeds=1
+    )
+    assert not parity.passed
+    assert {output.name for output in parity.outputs if not output.passed} == {"y", "z"}
+
+
+def test_a_nan_that_appears_fails() -> None:
+    """|x| against x²/|x|: 0/0 on zeros, of which a Relu makes many."""
+    reference = model("r = Relu (x) y = Abs (r)")
+    parity = verify(reference, model("r = Relu (x) s = Mul (r, r) a = Abs (r) y = Div (s, a)"), seeds=1)
+    assert not parity.passed
+    assert "NaN or infinite" in parity.reason
+
+
+def test_a_nan_that_the_original_has_passes() -> None:
+    reference = model("r = Relu (x) y = Div (r, r)")
+    assert verify(reference, reference, seeds=1).passed
+
+
+def test_one_wrong_channel_of_many_fails() -> None:
+    weights = {"g": np.linspace(1, 2, 512, dtype=np.float32).reshape(1, 512, 1)}
+    wrong = {"g": weights["g"].copy()}
+    wrong["g"][0, 100, 0] *= np.float32(1 + 5e-6)
+    inputs, outputs = "float[N,512,8] x", "float[N,512,8] y"
+    reference = model("y = Mul (x, g)", weights, inputs, outputs)
+    parity = verify(reference, model("y = Mul (x, g)", wrong, inputs, outputs), seeds=1)
+    assert not parity.passed
+    assert "channel" in parity.reason
+
+
+def test_integer_outputs_must_be_equal_but_for_ties() -> None:
+    body = "y = ArgMax <axis = 1, keepdims = 0> ({})"
+    reference = model(body.format("x"), outputs="int64 y")
+    assert verify(reference, reference, seeds=1).passed
+    parity = verify(reference, model("n = Neg (x)" + body.format("n"), outputs="int64 y"), seeds=1)
+    assert not parity.passed
+    assert "elements differ" in parity.reason
+
+
+def test_what_a_sigmoid_hides_is_judged_in_front_of_it() -> None:
+    weights = {"k": np.array(-60, np.float32), "h": np.array(1.0001, np.float32)}
+    body = "a = Tanh (x){} c = Add (b, k) y = Sigmoid (c)"
+    reference, wrong = (model(body.format(middle), weights) for middle in (" b = Identity (a)", " b = Mul (a, h)"))
+    passed, failed = verify(reference, reference, seeds=1), verify(reference, wrong, seeds=1)
+    assert passed.passed, passed.reason
+    assert not failed.passed
+    assert "before Sigmoid" in failed.reason
+
+
+def test_a_softmax_ignores_a_shift_but_not_a_scale() -> None:
+    weights = {"k": np.array(3, np.float32), "h": np.array(1.0001, np.float32)}
+    reference = model("a = Mul (x, x) y = Softmax <axis = 1> (a)")
+    shifted = model("a = Mul (x, x) b = Add (a, k) y = Softmax <axis = 1> (b)", weights)
+    scaled = model("a = Mul (x, x) b = Mul (a, h) y = Softmax <axis = 1> (b)", weights)
+    parity = verify(reference, shifted, seeds=1)
+    assert parity.passed, parity.reason
+    assert any("before Softmax" in output.name for output in parity.outputs)
+    assert not verify(reference, scaled, seeds=1).passed
+
+
+def test_an_output_that_does_not_move_is_noted() -> None:
+    still = model("a = Tanh (x) z = Sub (a, a) y = Exp (z)")
+    parity = verify(still, still, seeds=1)
+    assert parity.passed
+    assert any("do not move output 'y'" in note for note in parity.notes)
+
+
+QUANTISED = """
+    q, s, z = DynamicQuantizeLinear (x)
+    p = MatMulInteger (q, w, z)
+    f = Cast <to = 1> (p)
+    g = Mul (f, s)
+    y = Mul (g, k)
+"""
+
+
+def test_dynamically_quantised_models_are_judged_by_their_noise() -> None:
+    rng = np.random.default_rng(1)
+    weights: dict[str, Array] = {"w": rng.integers(0, 9, (16, 8), dtype=np.uint8), "k": np.array(0.01, np.float32)}
+    reference = model(QUANTISED, weights, "float[N,16] x")
+    parity = verify(reference, reference, seeds=1)
+    assert parity.passed
+    assert parity.judged_by == "noise"
+    assert any("DynamicQuantizeLinear" in note for note in parity.notes)
+    wrong = model(QUANTISED, weights | {"k": np.array(0.02, np.float32)}, "float[N,16] x")
+    assert not verify(reference, wrong, seeds=1).passed
+
+
+def test_without_time_for_the_oracle_the_noise_judges_and_it_is_said() -> None:
+    weights = conv_bn()
+    spelled = model(SPELLED, weights)
+    parity = verify(spelled, model("y = Conv (x, w, b)", fold(weights)), seeds=1, budget=0.0)
+    assert parity.judged_by == "noise"
+    assert any("budget" in note for note in parity.notes)
+    assert not verify(spelled, model("y = Conv (x, w, b)", fold(weights, 0.1)), seeds=1, budget=0.0).passed
+
+
+def test_an_oracle_that_disagrees_with_the_runtime_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(Oracle):
+        def run(self, *arguments: Any, **settings: Any) -> dict[str, Array]:
+            values = super().run(*arguments, **settings)
+            return {name: value + 1 if name in ("c", "y") else value for name, value in values.items()}
+
+    monkeypatch.setattr(normfuse.judging, "Oracle", Wrong)
+    weights = conv_bn()
+    parity = verify(model(SPELLED, weights), model("y = Conv (x, w, b)", fold(weights)), seeds=1)
+    assert parity.judged_by == "noise"
+    assert any("first at 'c' (Conv)" in note for note in parity.notes)
+
+
+def test_a_candidate_that_fails_where_the_original_runs_fails() -> None:
+    reference = model("y = Neg (x)", None, "float[N,4] x")
+    fixed = model("i = Constant <value_ints = [1, 4]> () n = Reshape (x, i) y = Neg (n)", None, "float[N,4] x")
+    parity = verify(reference, fixed, seeds=1)
+    assert not parity.passed
+    assert "'batch 3'" in parity.reason
+
+
+def test_own_data_is_judged_too(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.full((2, 4, 6, 6), 5, np.float32))
+    weights = {"t": np.array(4.5, np.float32)}
+    reference = model("y = Relu (x)")
+    parity = verify(reference, reference, seeds=1, data=tmp_path / "x.npz")
+    assert (2, 4, 6, 6) in parity.outputs[0].shapes
+    assert verify(
+        model("y = Min (x, t)", weights), model("y = Min (t, x)", weights), data={"x": np.ones((1, 4, 6, 6))}
+    ).passed
+
+
+def test_a_model_that_the_runtime_cannot_load_raises() -> None:
+    broken = ir.from_onnx_text(
+        '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
+        "g (float[N,4,6,6] x) => (float y) { y = com.microsoft.GroupNorms (x) }"
+    )
+    with pytest.raises(TargetError, match=r"the candidate: ONNX Runtime cannot load it: .*GroupNorm"):
+        verify(model("y = Neg (x)"), broken)
+
+
+def test_require_raises_the_reason() -> None:
+    parity = Parity(False, math.inf, (), reason="the outputs are swapped")
+    with pytest.raises(ParityError, match="the outputs are swapped"):
+        require(parity)
+    require(Parity(True, 1.0, ()))
