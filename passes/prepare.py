@@ -10,7 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from normfuse.passes.access import RefusedError
 from normfuse.passes.inference import infer_shapes
+from normfuse.passes.moves import MOVES
 from normfuse.passes.rule import Rule
 from normfuse.passes.shapes import reshape_constants, shape_constants
 from normfuse.passes.weights import EXACT, Weights, constant_tensor, is_float, round_to
@@ -119,6 +121,18 @@ class PreparePass(ir.passes.InPlacePass):
         return changed
 
     def _evaluate(self, model: ir.Model, graph: ir.Graph, nodes: list[ir.Node]) -> bool:
+        """Replaces nodes by the constants that they compute; those that only move elements need no evaluator."""
+        names = {node: node.name or node.op_type for node in nodes}
+        rest = [node for node in nodes if not _move(graph, node)]
+        if rest:
+            self._run(model, graph, rest)
+        common.RemoveUnusedNodesPass()(model)
+        gone = tuple(name for node, name in names.items() if node.graph is None)
+        if gone:
+            self.changes.append(Change("constant", gone, (), "evaluated once: depends on weights alone"))
+        return bool(gone)
+
+    def _run(self, model: ir.Model, graph: ir.Graph, nodes: list[ir.Node]) -> None:
         from normfuse.oracle import Oracle, OracleError
 
         members = set(nodes)
@@ -133,19 +147,29 @@ class PreparePass(ir.passes.InPlacePass):
             results = Oracle(_cut_out(model, nodes, wanted, feeds)).run(feeds)
         except OracleError as error:
             self.refusals.append(Refusal("constant", nodes[0].name or nodes[0].op_type, f"not evaluated: {error}"))
-            return False
+            return
         for value in wanted:
             array = np.asarray(results[str(value.name)])
             dtype = value.dtype
             assert dtype is not None
-            exact = array.astype(np.float64, copy=False) if is_float(dtype) and array.dtype.kind == "f" else None
-            _replace(graph, value, array, dtype, exact)
-        gone = [node.name or node.op_type for node in nodes]
-        common.RemoveUnusedNodesPass()(model)
-        names = tuple(name for name, node in zip(gone, nodes, strict=True) if node.graph is None)
-        if names:
-            self.changes.append(Change("constant", names, (), "evaluated once: depends on weights alone"))
-        return bool(names)
+            is_real = is_float(dtype) and array.dtype.kind == "f"
+            _replace(graph, value, array, dtype, array.astype(np.float64, copy=False) if is_real else None)
+
+
+def _move(graph: ir.Graph, node: ir.Node) -> bool:
+    """Evaluates a node that only fills or moves elements of constants."""
+    tensors = [constant_tensor(value) for value in node.inputs]
+    output = node.outputs[0]
+    if node.op_type not in MOVES or any(tensor is None for tensor in tensors):
+        return False
+    if any(value is not None and EXACT in value.meta for value in node.inputs):
+        return False  # what is known in float64 stays so
+    try:
+        array = MOVES[node.op_type](node, *(tensor.numpy() for tensor in tensors if tensor is not None))
+    except (RefusedError, ValueError):
+        return False
+    _replace(graph, output, array, output.dtype or ir.DataType.from_numpy(array.dtype), None)
+    return True
 
 
 def freezes_by_itself(model: ir.Model) -> bool:

@@ -152,7 +152,7 @@ class Weights:
         for use in value.uses():
             if use.node is not node or use.idx != index:
                 return f"{use.node.op_type} {use.node.name!r}"
-        return "the outputs of the graph" if value.is_graph_output() else None
+        return "the caller of the model" if value.is_graph_output() else None
 
     def new(self, array: Float64, dtype: ir.DataType, stem: str, reader: ir.Node) -> ir.Value:
         """A new constant for a node: an initializer of its graph, or a Constant node where it stands in a function."""
