@@ -27,6 +27,7 @@ from normfuse.kernels_spatial import (
     conv_transpose,
     lp_pool,
     max_pool,
+    pad,
     resize,
     upsample,
 )
@@ -296,6 +297,7 @@ KERNELS: dict[tuple[str, str], Kernel] = {
     ("", "MeanVarianceNormalization"): mean_variance_normalization,
     ("", "Mish"): mish,
     ("", "RMSNormalization"): rms_normalization,
+    ("", "Pad"): pad,
     ("", "Resize"): resize,
     ("", "SimplifiedLayerNormalization"): rms_normalization,
     ("", "Softmax"): softmax,

@@ -230,7 +230,7 @@ def upsample(call: Call, x: Array, scales: Array | None = None) -> Outputs:
         options = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "simple", "mode": "nearest"}
     else:
         options = {"coordinate_transformation_mode": "asymmetric", "mode": "linear"}
-    return resize(Call(options, call.opset), x, None, factors)
+    return resize(Call(options, 11), x, None, factors)
 
 
 def resize(
@@ -348,3 +348,21 @@ def _cubic(t: Array, a: float) -> Array:
         return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
 
     return np.stack([far(t + 1), near(t), near(1 - t), far(2 - t)])
+
+
+def pad(
+    call: Call, x: Array, pads: Array | None = None, value: Array | None = None, axes: Array | None = None
+) -> Outputs:
+    """Pad of all opsets; a negative number crops."""
+    amounts = np.asarray(call.attributes["pads"] if pads is None else pads, np.int64).reshape(2, -1).T
+    places = range(x.ndim) if axes is None else [int(axis) % x.ndim for axis in axes]
+    margins = np.zeros((x.ndim, 2), np.int64)
+    margins[list(places)] = amounts
+    cropped = x[
+        tuple(slice(max(-low, 0), size - max(-high, 0)) for (low, high), size in zip(margins, x.shape, strict=True))
+    ]
+    mode = str(call.get("mode", "constant"))
+    if mode != "constant":
+        return (np.pad(cropped, np.maximum(margins, 0), mode=mode),)  # type: ignore[call-overload]  # checked by numpy
+    number = call.get("value", 0.0) if value is None or not value.size else value.ravel()[0]
+    return (np.pad(cropped, np.maximum(margins, 0), constant_values=number).astype(x.dtype, copy=False),)

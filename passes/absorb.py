@@ -151,6 +151,8 @@ def matmul_takes_after(offer: Offer) -> tuple[Deal, ...]:
     weight = offer.constant(index)
     if weight.ndim < 2:
         raise RefusedError("its weight is a vector")
+    if index == 0 and rank(offer.input(1)) < 2:
+        raise RefusedError("its data is a vector")
     out_rank = rank(offer.node.outputs[0]) if offer.affine.axis is not None or index == 0 else None
     axis = weight.ndim - (1 if index == 1 else 2)
     place = None if out_rank is None else out_rank - (1 if index == 1 else 2)
@@ -317,7 +319,7 @@ def norm_takes_after(offer: Offer) -> tuple[Deal, ...]:
         axis = 1
     scale, shift = _channels(offer.affine, axis, gamma.size)
     dtype = offer.dtype(1)
-    changed: tuple[NewWeight, ...] = (NewWeight(offer.node, 1, gamma * scale, dtype),)
+    changed: tuple[NewWeight, ...] = (NewWeight(offer.node, 1, gamma * scale, dtype, 0),)
     beta = offer.optional(2)
     if beta is not None or np.any(shift):
         changed += (NewWeight(offer.node, 2, scale * (0.0 if beta is None else beta) + shift, dtype),)

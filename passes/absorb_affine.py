@@ -13,7 +13,7 @@ from normfuse.passes.access import RefusedError, attribute, known_dims, rank
 from normfuse.passes.deal import Deal, Need, Offer
 from normfuse.passes.rule import Rule
 from normfuse.passes.sources import Source, read
-from normfuse.passes.weights import Weights, constant_tensor, fits
+from normfuse.passes.weights import Weights, constant_tensor, fits, is_float
 
 
 def affine_takes_affine(offer: Offer) -> tuple[Deal, ...]:
@@ -88,8 +88,10 @@ def is_writable(source: Source, affine: Affine, weights: Weights) -> bool:
         )
     if affine.axis is not None and source.data.shape is None:
         return False
-    if affine.is_identity:
+    if affine.is_identity or _is_negation(source, affine):
         return True
+    if not is_float(dtype) or weights.opset < 7:
+        return False
     if affine.keeps_origin:
         return fits(affine.scale, dtype, 0)
     return affine.keeps_scale and fits(affine.shift, dtype, 0)
@@ -100,6 +102,8 @@ def write(source: Source, affine: Affine, weights: Weights) -> None:
     node = source.node
     if node.op_type == "BatchNormalization":
         write_batch_norm(node, affine, weights)
+        return
+    if _is_negation(source, affine):
         return
     dtype, data = source.data.dtype, source.data
     assert dtype is not None
@@ -120,6 +124,11 @@ def write(source: Source, affine: Affine, weights: Weights) -> None:
     node.resize_inputs(2)
     node.replace_input_with(0, data)
     node.replace_input_with(1, constant)
+
+
+def _is_negation(source: Source, affine: Affine) -> bool:
+    """Whether a Neg computes the map as it stands: of integers too, at any opset."""
+    return source.node.op_type == "Neg" and affine.keeps_origin and affine.axis is None and affine.scale[0] == -1.0
 
 
 def write_batch_norm(node: ir.Node, affine: Affine, weights: Weights) -> None:

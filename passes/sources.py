@@ -85,7 +85,8 @@ def arithmetic(node: ir.Node, weights: Weights) -> tuple[int, Affine] | None:
         case "Div", _:
             if np.any(vector == 0):
                 raise RefusedError("it divides by zero")
-            return index, Affine.of(axis, 1.0 / vector, 0.0)
+            with np.errstate(over="ignore"):
+                return index, Affine.of(axis, 1.0 / vector, 0.0)
         case "Sub", 0:
             return index, Affine.of(axis, 1.0, -vector)
         case "Sub", _:
@@ -190,6 +191,8 @@ def _single_axis(constant: Float64, data: ir.Value | None) -> tuple[int | None, 
     Raises:
         RefusedError: it enlarges the data, or varies along several axes, or the dimensions are not known.
     """
+    if constant.size == 0:
+        raise RefusedError("its constant is empty")
     if constant.ndim == 0:
         return None, constant.reshape(1)
     data_dims = known_dims(data)

@@ -79,18 +79,18 @@ Settings = dict[str, Any]
 
 @pytest.fixture
 def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[Report | Exception], Settings]:
-    """Makes `optimize` answer with a report or an error; what it was asked for comes back in the dictionary."""
+    """Makes the pipeline answer with a report or an error; what it was asked for comes back in the dictionary."""
 
     def answer_with(what: Report | Exception) -> Settings:
         asked: Settings = {}
 
-        def optimize(source: ir.Model, target: str, **settings: Any) -> pipeline.Result:
+        def rewrite(model: ir.Model, target: str, **settings: Any) -> Report:
             asked.update(settings, target=target)
             if isinstance(what, Exception):
                 raise what
-            return pipeline.Result(source, what)
+            return what
 
-        monkeypatch.setattr(pipeline, "optimize", optimize)
+        monkeypatch.setattr(pipeline, "rewrite", rewrite)
         return asked
 
     return answer_with
@@ -316,7 +316,7 @@ class TestErrors:
         def interrupt(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(pipeline, "optimize", interrupt)
+        monkeypatch.setattr(pipeline, "rewrite", interrupt)
         result = run("optimize", model, "--dry-run")
         assert (result.exit_code, result.stderr) == (130, "interrupted\n")
 
