@@ -8,7 +8,7 @@ import onnx_ir as ir
 from normfuse.affine import Affine, Float64
 from normfuse.passes.access import RefusedError
 from normfuse.passes.rule import Side
-from normfuse.passes.weights import Weights, is_float
+from normfuse.passes.weights import Weights, constant_tensor, is_float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Offer:
             RefusedError: it is not known, or no floating-point dtype that can be folded.
         """
         value = self.input(index)
-        tensor = None if value is None else value.const_value
+        tensor = constant_tensor(value)
         dtype = None if value is None else (tensor.dtype if tensor is not None else value.dtype)
         if dtype is None or not is_float(dtype):
             raise RefusedError(f"the dtype of its input {index} is {'not known' if dtype is None else dtype.name}")

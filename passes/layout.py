@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.passes.access import Dim, RefusedError, attribute, dims
+from normfuse.passes.shapes import copied
 from normfuse.passes.weights import Weights, is_function_body
 from normfuse.report import Change
 
@@ -122,9 +123,7 @@ def _before(node: ir.Node, operators: Collection[str]) -> Iterator[ir.Node]:
 
 def _shape_of(old: list[Dim], new: list[Dim]) -> list[int] | None:
     """The shape that a Reshape from some dimensions to others is given, None where it cannot be a constant."""
-    wanted: list[Dim] = [
-        0 if isinstance(dim, str) and place < len(old) and old[place] == dim else dim for place, dim in enumerate(new)
-    ]
+    wanted = [copied(dim, place, old) for place, dim in enumerate(new)]
     shape = [dim if isinstance(dim, int) else -1 for dim in wanted]
     return shape if shape.count(-1) <= 1 and 0 not in new else None
 

@@ -13,7 +13,7 @@ from normfuse.affine import Affine
 from normfuse.passes.access import RefusedError, dims, title
 from normfuse.passes.deal import Deal, Need, NewWeight, Offer
 from normfuse.passes.rule import Rule, Side
-from normfuse.passes.weights import CLONE_BYTES, Weights, fits
+from normfuse.passes.weights import CLONE_BYTES, Weights, constant_tensor, fits
 
 _STEPS = 400
 """Nodes that are asked for one plan at most."""
@@ -105,15 +105,13 @@ class Plan:
                 self._ask(use.node, use.idx, need.affine, "before")
 
     def _map_constant(self, need: Need, value: ir.Value) -> None:
-        constant = self.weights.array(value)
-        dtype = value.dtype if value.const_value is None else value.const_value.dtype
+        constant, tensor = self.weights.array(value), constant_tensor(value)
         assert constant is not None
-        if dtype is None:
-            raise RefusedError(f"the dtype of {value.name!r} is not known")
+        assert tensor is not None
         axis = need.affine.axis
         if axis is not None and (axis >= constant.ndim or constant.shape[axis] != need.affine.size):
             raise RefusedError(f"the constant {value.name!r} does not have the channels")
-        self._agree(Deal((NewWeight(need.node, need.index, need.affine(constant), dtype, axis),)))
+        self._agree(Deal((NewWeight(need.node, need.index, need.affine(constant), tensor.dtype, axis),)))
 
     def _ask(self, node: ir.Node, index: int, affine: Affine, side: Side) -> None:
         """Asks the rules one after another; the first deal that can be kept is planned."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from normfuse.passes.access import Dim, RefusedError, attribute, dims
+from normfuse.passes.reshaping import Extent
 from normfuse.passes.weights import constant_tensor
 
 _SMALL = 64
@@ -28,21 +29,38 @@ def shape_constants(graph: ir.Graph) -> Iterator[tuple[ir.Value, int | list[int]
 
 
 def reshape_constants(graph: ir.Graph) -> Iterator[tuple[ir.Node, list[int]]]:
-    """Reshapes to a computed shape, each with the constant that says the same."""
+    """Reshapes whose shape is computed, or says −1 for a dimension of the input, each with the constant to use."""
     known = _known(graph)
     for node in graph:
-        if node.op_type != "Reshape" or node.domain not in ("", "ai.onnx") or attribute(node, "allowzero", 0):
+        if node.op_type != "Reshape" or node.domain not in ("", "ai.onnx") or "allowzero" in node.attributes:
             continue
         shape, data = node.inputs[1], dims(node.inputs[0])
-        if shape is None or shape not in known or data is None:
+        if shape is None or data is None:
             continue
-        wanted: list[Dim] = [
-            0 if isinstance(dim, str) and place < len(data) and data[place] == dim else dim
-            for place, dim in enumerate(known[shape][0])
-        ]
-        constant = [dim if isinstance(dim, int) else -1 for dim in wanted]
-        if constant.count(-1) <= 1:
-            yield node, constant
+        if shape in known:
+            wanted = [copied(dim, place, data) for place, dim in enumerate(known[shape][0])]
+            constant = [dim if isinstance(dim, int) else -1 for dim in wanted]
+            if constant.count(-1) <= 1:
+                yield node, constant
+            continue
+        tensor = constant_tensor(shape)
+        stated = [] if tensor is None else [int(number) for number in tensor.numpy()]
+        if stated.count(-1) == 1:
+            place = stated.index(-1)
+            others = [data[i] if n == 0 and i < len(data) else n for i, n in enumerate(stated) if i != place]
+            if place < len(data) and isinstance(data[place], str) and _same(others, data[:place] + data[place + 1 :]):
+                yield node, [0 if i == place else n for i, n in enumerate(stated)]
+
+
+def copied(dim: Dim, place: int, data: list[Dim]) -> Dim:
+    """A dimension of a new shape: 0 where it is the one that the data has in its place."""
+    return 0 if isinstance(dim, str) and place < len(data) and data[place] == dim else dim
+
+
+def _same(ones: list[Dim], others: list[Dim]) -> bool:
+    """Whether two lists of dimensions have the same product, as far as is known."""
+    product = Extent.of(ones)
+    return product is not None and product == Extent.of(others)
 
 
 def _known(graph: ir.Graph) -> dict[ir.Value, tuple[Known, bool]]:

@@ -45,7 +45,7 @@ def rng(name: str) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(name.encode()))
 
 
-def batch_norm(prefix: str, channels: int, dtype: npt.DTypeLike = np.float32) -> dict[str, Array]:
+def batch_norm(prefix: str, channels: int, dtype: npt.DTypeLike = np.float32) -> dict[str, Any]:
     """The four parameters `{prefix}_scale`, `_bias`, `_mean`, `_var` of a BatchNormalization, none of them trivial."""
     draw = rng(prefix)
     sign = np.where(np.arange(channels) % 3 == 1, -1.0, 1.0)
@@ -66,7 +66,7 @@ def build(
     listed: bool = False,
     imports: Mapping[str, int] | None = None,
     functions: str = "",
-    **weights: tuple[int, ...] | Array,
+    **weights: tuple[int, ...] | Array | np.generic,
 ) -> onnx.ModelProto:
     """Makes a model of ONNX text; nodes without a name take that of their first output.
 

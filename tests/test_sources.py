@@ -133,6 +133,10 @@ APPLIES = [
     ),
     conv_then("last", "y = Neg(c)", "negation"),
     conv_then("between", "a = Neg(c) b = Mul(a, k) y = Relu(b)", "negation", "Conv Relu", k=(4, 1, 1)),
+    case(
+        "negation", "of integers", "(int64[N] x) => (int64[N] y) { a = Neg(x) b = Identity(a) y = Abs(b) }", "Neg Abs"
+    ),
+    case("negation", "three of integers", "(int64[N] x) => (int64[N] y) { a = Neg(x) b = Neg(a) y = Neg(b) }", "Neg"),
     case("negation", "two in a row", "(float[N,4] x) => (float[N,4] y) { a = Neg(x) b = Neg(a) y = Relu(b) }", "Relu"),
     case(
         "identity",
@@ -217,7 +221,7 @@ REFUSES = [
         f"y = BatchNormalization(c, {NORM})",
         "batch-norm",
         "infinite or not a number",
-        **{**batch_norm("n", 4), "n_var": np.float32([1, -2, 1, 1])},
+        **{**batch_norm("n", 4), "n_var": np.array([1, -2, 1, 1], np.float32)},
     ),
     conv_then("along two axes", "y = Mul(c, k)", expected="varies along more than one axis", k=(4, 6, 6)),
     conv_then("along the width", "y = Mul(c, k)", expected="the map varies along axis 3", k=(6,)),
@@ -262,12 +266,32 @@ REFUSES = [
         k=np.zeros((3, 1, 1, 1), np.float32),
     ),
     conv_then(
-        "division by zero", "y = Div(c, k)", expected="divides by zero", k=np.float32([[[1]], [[0]], [[2]], [[3]]])
+        "division by zero",
+        "y = Div(c, k)",
+        expected="divides by zero",
+        k=np.array([[[1.0]], [[0.0]]], np.float32).repeat(2, 0),
     ),
     conv_then(
-        "NaN", "y = Mul(c, k)", expected="infinite or not a number", k=np.float32([[[1]], [[np.nan]], [[2]], [[3]]])
+        "NaN",
+        "y = Mul(c, k)",
+        expected="infinite or not a number",
+        k=np.array([[[2.0]], [[np.nan]]], np.float32).repeat(2, 0),
     ),
     conv_then("infinity", "y = Add(c, k)", expected="infinite or not a number", k=np.float32(np.inf)),
+    case(
+        "arithmetic",
+        "an empty constant",
+        "(float[N,0] x) => (float[N,0] y) { y = Add(x, k) }",
+        "its constant is empty",
+        k=(0,),
+    ),
+    case(
+        "arithmetic",
+        "division by next to nothing",
+        "(double[N,3] x) => (double[N,3] y) { y = Div(x, k) }",
+        "infinite or not a number",
+        k=np.array([1, 1e-320, 2], np.float64),
+    ),
     case(
         "negation",
         "between two Relu",
@@ -343,6 +367,13 @@ def test_what_meant_something_else_at_opset_6_is_left_alone(nodes: str, reason: 
     assert reason in reasons_of(result)
 
 
+def test_maps_of_opset_6_are_not_written_with_broadcasting() -> None:
+    norm = {**batch_norm("n", 4), "n_bias": np.zeros(4, np.float32), "n_mean": np.zeros(4, np.float32)}
+    text = f"(float[N,4,5] x) => (float[N,4,5] y) {{ a = Neg(x) y = BatchNormalization<is_test=1>(a, {NORM}) }}"
+    result = fold(build(text, opset=6, **norm))
+    assert ops(result.model) == {"BatchNormalization": 1}
+
+
 @pytest.mark.parametrize("rank", [2, 3, 5])
 def test_a_batch_norm_of_any_rank_maps_axis_1(rank: int) -> None:
     dims = ",".join(["N", "4", "3", "2", "5"][:rank])
@@ -352,13 +383,14 @@ def test_a_batch_norm_of_any_rank_maps_axis_1(rank: int) -> None:
 
 
 def test_an_instance_norm_with_running_statistics_folds_through_its_reshapes() -> None:
+    tiled: dict[str, Any] = {name: np.tile(array, 2) for name, array in batch_norm("n", 4).items()}
     model = build(
         "(float[2,3,8,8] x) => (float[2,4,6,6] y) { c = Conv(x, w) a = Reshape(c, flat) "
         f"b = BatchNormalization(a, {NORM}) y = Reshape(b, back) }}",
         w=(4, 3, 3, 3),
         flat=np.array([1, 8, 6, 6]),
         back=np.array([2, 4, 6, 6]),
-        **{name: np.tile(array, 2) for name, array in batch_norm("n", 4).items()},
+        **tiled,
     )
     result = fold(model)
     assert "BatchNormalization" not in ops(result.model)
