@@ -43,7 +43,7 @@ class Offer:
         array = self.weights.array(value)
         if array is not None:
             return array
-        if value is not None and value.is_graph_input():
+        if value is not None and value.is_graph_input() and value.is_initializer():
             raise RefusedError(f"weight {value.name!r} is an input of the graph that a caller may set")
         producer = None if value is None else value.producer()
         if producer is not None and producer.op_type == "DequantizeLinear":

@@ -14,6 +14,15 @@ from normfuse.passes.access import is_symbol
 _SMALL = 64
 """Integer constants of up to this many elements go into the outline: they may be shapes."""
 
+_KEEPS_SHAPE = {
+    "BiasGelu": ("com.microsoft",),
+    "FastGelu": ("com.microsoft",),
+    "Gelu": ("com.microsoft",),
+    "GroupNormalization": ("", "ai.onnx"),
+    "QuickGelu": ("com.microsoft",),
+}
+"""Operators of which onnx infers nothing, by their domains; the result has the shape of the first input."""
+
 
 def infer_shapes(model: ir.Model) -> None:
     """Infers shapes and types of the values in the graph and its subgraphs.
@@ -37,7 +46,7 @@ def _outline(model: ir.Model) -> onnx.ModelProto:
     graph = proto.graph
     graph.name = "outline"
     inferred = [node for node in model.graph if _is_inferable(model, node)]
-    graph.node.extend(ir.serde.serialize_node(node) for node in inferred)
+    graph.node.extend(_stand_in(node) for node in inferred)
     stated = [value for node in model.graph if not _is_inferable(model, node) for value in node.outputs]
     graph.input.extend(_described(value) for value in (*model.graph.inputs, *stated) if value.name and value.type)
     for value in model.graph.outputs:
@@ -58,9 +67,20 @@ def _outline(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
+def _stand_in(node: ir.Node) -> onnx.NodeProto:
+    """A node as inference is shown it."""
+    if node.op_type in _KEEPS_SHAPE and node.domain in _KEEPS_SHAPE[node.op_type]:
+        return onnx.helper.make_node(
+            "Identity", [str(node.inputs[0] and node.inputs[0].name)], [str(node.outputs[0].name)]
+        )
+    return ir.serde.serialize_node(node)
+
+
 def _is_inferable(model: ir.Model, node: ir.Node) -> bool:
     if node.op_type == "SequenceAt":
         return False
+    if node.op_type in _KEEPS_SHAPE and node.domain in _KEEPS_SHAPE[node.op_type]:
+        return True
     return node.domain in ("", "ai.onnx", "ai.onnx.ml") or node.op_identifier() in model.functions
 
 

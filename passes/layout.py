@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.passes.access import Dim, RefusedError, attribute, dims
-from normfuse.passes.shapes import copied
+from normfuse.passes.shapes import copied, left_over
 from normfuse.passes.weights import Weights, is_function_body
 from normfuse.report import Change
 
@@ -45,6 +45,7 @@ class LayoutPass(ir.passes.InPlacePass):
         old, new = dims(data), dims(node.outputs[0])
         if data is None or old is None or new is None:
             return
+        new = [left_over(new, place, old) or dim for place, dim in enumerate(new)]
         if old == new and None not in new and self._bypass(chain, data):
             return
         shape = _shape_of(old, new)

@@ -26,6 +26,7 @@ _KEPT = frozenset(
         "Bernoulli",
         "Constant",
         "DequantizeLinear",
+        "Dropout",
         "DynamicQuantizeLinear",
         "Multinomial",
         "QuantizeLinear",

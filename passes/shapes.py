@@ -47,20 +47,23 @@ def reshape_constants(graph: ir.Graph) -> Iterator[tuple[ir.Node, list[int]]]:
         stated = [] if tensor is None else [int(number) for number in tensor.numpy()]
         if stated.count(-1) == 1:
             place = stated.index(-1)
-            others = [data[i] if n == 0 and i < len(data) else n for i, n in enumerate(stated) if i != place]
-            if place < len(data) and isinstance(data[place], str) and _same(others, data[:place] + data[place + 1 :]):
+            filled = [data[i] if n == 0 and i < len(data) else n for i, n in enumerate(stated)]
+            if left_over(filled, place, data) is not None:
                 yield node, [0 if i == place else n for i, n in enumerate(stated)]
+
+
+def left_over(dims: list[Dim], place: int, data: list[Dim]) -> str | None:
+    """The symbol of the data's dimension that must stand at a place because all others have the same product."""
+    symbol = data[place] if place < len(data) else None
+    if not isinstance(symbol, str):
+        return None
+    others = Extent.of(dims[:place] + dims[place + 1 :])
+    return symbol if others is not None and others == Extent.of(data[:place] + data[place + 1 :]) else None
 
 
 def copied(dim: Dim, place: int, data: list[Dim]) -> Dim:
     """A dimension of a new shape: 0 where it is the one that the data has in its place."""
     return 0 if isinstance(dim, str) and place < len(data) and data[place] == dim else dim
-
-
-def _same(ones: list[Dim], others: list[Dim]) -> bool:
-    """Whether two lists of dimensions have the same product, as far as is known."""
-    product = Extent.of(ones)
-    return product is not None and product == Extent.of(others)
 
 
 def _known(graph: ir.Graph) -> dict[ir.Value, tuple[Known, bool]]:
