@@ -45,6 +45,8 @@ class Offer:
             return array
         if value is not None and value.is_graph_input() and value.is_initializer():
             raise RefusedError(f"weight {value.name!r} is an input of the graph that a caller may set")
+        if value is not None and value.is_graph_input():
+            raise RefusedError(f"operand {value.name!r} is an input of the graph")
         producer = None if value is None else value.producer()
         if producer is not None and producer.op_type == "DequantizeLinear":
             raise RefusedError("its weight is quantized")

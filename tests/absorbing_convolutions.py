@@ -166,7 +166,7 @@ REFUSES = [
         "weight computed at run time",
         "(float[N,4,7,7] x, float[6,4,3,3] w) => (float[N,6,5,5] y) "
         f"{{ c = Conv(x, w) y = BatchNormalization(c, {NORM}) }}",
-        "behind Conv 'c': weight 'w' is an input of the graph",
+        "behind Conv 'c': operand 'w' is an input of the graph",
         **batch_norm("n", 6),
     ),
     case(
@@ -246,7 +246,7 @@ REFUSES = [
         "weight computed at run time",
         "(float[N,4,5,5] x, float[4,6,3,3] w) => (float[N,6,7,7] y) "
         f"{{ c = ConvTranspose(x, w) y = BatchNormalization(c, {NORM}) }}",
-        "weight 'w' is an input of the graph",
+        "operand 'w' is an input of the graph",
         **batch_norm("n", 6),
     ),
     into_transposed(

@@ -384,7 +384,7 @@ REFUSES = [
     gemm(
         "along the rows",
         "g = Gemm(x, w) y = Mul(g, k)",
-        "behind Gemm 'g': weight 'x' is an input of the graph",
+        "behind Gemm 'g': operand 'x' is an input of the graph",
         "3,4",
         "3,5",
         w=(4, 5),
@@ -468,7 +468,7 @@ REFUSES = [
         "N,4,4",
         "N,4,4",
         "v = Exp(x) m = Mul(v, k) y = MatMul(m, x)",
-        "in front of MatMul 'y': weight 'x' is an input of the graph",
+        "in front of MatMul 'y': operand 'x' is an input of the graph",
         k=(4,),
     ),
     product(
