@@ -6,15 +6,13 @@ An offer from behind (`after`) goes on to the inputs, one from the front (`befor
 side serves the other by swapping the dimensions of input and output.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 
 from normfuse.affine import Affine
-from normfuse.passes.access import Dim, RefusedError, attribute, dims, known_dims, rank
+from normfuse.passes.access import RefusedError, attribute, known_dims, rank
+from normfuse.passes.carry_places import PLACES
 from normfuse.passes.deal import Deal, Need, Offer, passes_on
-from normfuse.passes.reshaping import through_dims
 from normfuse.passes.rule import Rule
 from normfuse.passes.weights import constant_tensor, is_float
 
@@ -22,20 +20,9 @@ _RANGE = {ir.DataType.FLOAT16: 5, ir.DataType.BFLOAT16: 8, ir.DataType.FLOAT: 8,
 """Bits of the exponent."""
 
 
-def _only_data(offer: Offer) -> None:
-    if offer.side == "before" and offer.index != 0:
-        raise RefusedError("it is not the data of the operator")
-
-
-def _ends(offer: Offer) -> tuple[ir.Value | None, ir.Value | None]:
-    """The value where the map is, and the value where it goes: from behind, the output and the input."""
-    node = offer.node
-    return (node.outputs[0], node.inputs[0]) if offer.side == "after" else (node.inputs[0], node.outputs[0])
-
-
 def unchanged(offer: Offer) -> tuple[Deal, ...]:
     """f = identity: s' = s, t' = t."""
-    _only_data(offer)
+    offer.only_data()
     return (passes_on(offer, offer.affine),)
 
 
@@ -45,7 +32,7 @@ def cast(offer: Offer) -> tuple[Deal, ...]:
     Into a dtype of smaller range only maps go that cannot overflow there what did not overflow before: |t| ≤ 1024, and
     where s · x + t is stored in it 1/16 ≤ |s| ≤ 1, where x is stored in it 1 ≤ |s| ≤ 16.
     """
-    here, there = _ends(offer)
+    here, there = offer.ends
     dtypes = [None if value is None else value.dtype for value in (here, there)]
     if dtypes[0] is None or dtypes[1] is None or not all(map(is_float, dtypes)):
         raise RefusedError("it casts to or from a dtype that is not floating-point")
@@ -59,7 +46,7 @@ def cast(offer: Offer) -> tuple[Deal, ...]:
 
 def scale_through_relu(offer: Offer) -> tuple[Deal, ...]:
     """max(s · x, α · s · x) = s · max(x, α · x) for s > 0 and 0 ≤ α; also where α is negative, by the sign of x."""
-    _only_data(offer)
+    offer.only_data()
     if not offer.affine.keeps_origin:
         raise RefusedError(f"shift does not pass a {offer.node.op_type}")
     if not offer.affine.is_positive:
@@ -69,7 +56,7 @@ def scale_through_relu(offer: Offer) -> tuple[Deal, ...]:
 
 def through_max(offer: Offer) -> tuple[Deal, ...]:
     """max(s · x + t) = s · max(x) + t for s > 0, the border being −∞."""
-    _only_data(offer)
+    offer.only_data()
     if any(output.uses() or output.is_graph_output() for output in offer.node.outputs[1:]):
         raise RefusedError("the positions of its maxima are read")
     if not offer.affine.is_positive:
@@ -80,7 +67,7 @@ def through_max(offer: Offer) -> tuple[Deal, ...]:
 
 def through_average(offer: Offer) -> tuple[Deal, ...]:
     """mean(s · x + t) = s · mean(x) + t where all that is averaged is data."""
-    _only_data(offer)
+    offer.only_data()
     node = offer.node
     _spatial(offer)
     if not offer.affine.keeps_origin and node.op_type == "AveragePool" and attribute(node, "count_include_pad", 0):
@@ -100,7 +87,7 @@ def through_reduction(offer: Offer) -> tuple[Deal, ...]:
 
     A sum carries the scale only, a maximum or minimum a positive scale and the shift.
     """
-    _only_data(offer)
+    offer.only_data()
     node, affine = offer.node, offer.affine
     if node.op_type == "ReduceSum" and not affine.keeps_origin:
         raise RefusedError("shift does not pass a sum as it is")
@@ -130,185 +117,6 @@ def _axes(offer: Offer, size: int) -> set[int]:
             return set()
         return set(range(size))
     return {axis % size for axis in axes}
-
-
-def transpose(offer: Offer) -> tuple[Deal, ...]:
-    """Output axis i is input axis perm[i]."""
-    if offer.affine.axis is None:
-        return (passes_on(offer, offer.affine),)
-    perm = attribute(offer.node, "perm")
-    if perm is None:
-        perm = list(reversed(range(rank(offer.node.inputs[0]))))
-    axis = perm[offer.affine.axis] if offer.side == "after" else perm.index(offer.affine.axis)
-    return (passes_on(offer, offer.affine.along(axis)),)
-
-
-def reshape(offer: Offer) -> tuple[Deal, ...]:
-    """The channels keep their place, are merged with neighbours, or are split from those they do not differ among."""
-    _only_data(offer)
-    here, there = _ends(offer)
-    if offer.affine.axis is None:
-        return (passes_on(offer, offer.affine),)
-    return (passes_on(offer, through_dims(offer.affine, known_dims(here), known_dims(there))),)
-
-
-def squeeze(offer: Offer) -> tuple[Deal, ...]:
-    """Axes of size 1 come or go; the others keep their order."""
-    _only_data(offer)
-    if offer.affine.axis is None:
-        return (passes_on(offer, offer.affine),)
-    node = offer.node
-    wide, narrow = (node.inputs[0], node.outputs[0]) if node.op_type == "Squeeze" else (node.outputs[0], node.inputs[0])
-    if "axes" in node.attributes or offer.input(1) is not None:
-        size = len(dims(wide) or ()) or rank(narrow) + len(_listed_axes(offer))
-        gone = {axis % size for axis in _listed_axes(offer)}
-    else:
-        found = known_dims(wide)
-        if not all(isinstance(dim, int) for dim in found):
-            raise RefusedError("which axes it squeezes is known at run time only")
-        size, gone = len(found), {axis for axis, dim in enumerate(found) if dim == 1}
-    kept = [axis for axis in range(size) if axis not in gone]
-    widens = (offer.side == "after") == (node.op_type == "Squeeze")
-    axis = offer.affine.axis
-    if not widens and axis not in kept:
-        raise RefusedError("it removes the axis that the map varies along")
-    return (passes_on(offer, offer.affine.along(kept[axis] if widens else kept.index(axis))),)
-
-
-def _listed_axes(offer: Offer) -> list[int]:
-    axes = attribute(offer.node, "axes")
-    if axes is None:
-        axes = offer.weights.integers(offer.input(1))
-    if axes is None:
-        raise RefusedError("its axes are computed at run time")
-    return list(axes)
-
-
-def slicing(offer: Offer) -> tuple[Deal, ...]:
-    """Other axes change nothing; along the channels s' = s[slice], and from behind those left out keep still."""
-    _only_data(offer)
-    node, affine = offer.node, offer.affine
-    if affine.axis is None:
-        return (passes_on(offer, affine),)
-    size = rank(node.inputs[0])
-    bounds = []
-    for index, name in enumerate(("starts", "ends"), 1):
-        found = attribute(node, name)
-        bounds.append(found if found is not None else offer.weights.integers(offer.input(index)))
-    axes = attribute(node, "axes")
-    if axes is None:
-        axes = offer.weights.integers(offer.input(3)) if offer.input(3) is not None else None
-        if axes is None and offer.input(3) is not None:
-            raise RefusedError("its axes are computed at run time")
-    if axes is None:
-        axes = list(range(len(bounds[0]))) if bounds[0] is not None else list(range(size))
-    axes = [axis % size for axis in axes]
-    if affine.axis not in axes:
-        return (passes_on(offer, affine),)
-    steps = offer.weights.integers(offer.input(4)) if offer.input(4) is not None else [1] * len(axes)
-    if bounds[0] is None or bounds[1] is None or steps is None:
-        raise RefusedError("where it slices the channels is computed at run time")
-    place = axes.index(affine.axis)
-    start, stop, step = bounds[0][place], bounds[1][place], steps[place]
-    if step < 1:
-        raise RefusedError("it reverses the channels")
-    channels = known_dims(node.inputs[0])[affine.axis]
-    if not isinstance(channels, int):
-        raise RefusedError("how many channels it slices is not known")
-    taken = np.arange(channels)[start:stop:step]
-    return (passes_on(offer, _taken(offer, taken, channels)),)
-
-
-def _taken(offer: Offer, taken: np.ndarray[tuple[int], np.dtype[np.int64]], channels: int) -> Affine:
-    """The map on the other side of an operator that takes some of the channels."""
-    affine = offer.affine
-    if offer.side == "before":
-        return Affine.of(affine.axis, affine.scale[taken], affine.shift[taken])
-    scale, shift = np.ones(channels), np.zeros(channels)
-    scale[taken], shift[taken] = affine.spread(len(taken))
-    return Affine.of(affine.axis, scale, shift)
-
-
-def split(offer: Offer) -> tuple[Deal, ...]:
-    """Split along the channels takes s by ranges; along another axis all parts have to agree."""
-    node, affine = offer.node, offer.affine
-    _only_data(offer)
-    size = rank(node.inputs[0])
-    axis = attribute(node, "axis", 0) % size
-    if offer.side == "before":
-        if affine.axis != axis:
-            return (Deal(needs=tuple(Need(node, i, affine, "before") for i in range(len(node.outputs)))),)
-        parts = _ranges([known_dims(output)[axis] for output in node.outputs])
-        needs = [
-            Need(node, i, Affine.of(axis, affine.scale[part], affine.shift[part]), "before")
-            for i, part in enumerate(parts)
-        ]
-        return (Deal(needs=tuple(needs)),)
-    if affine.axis not in (None, axis):
-        raise RefusedError("the other parts of the Split would be mapped too")
-    parts = _ranges([known_dims(output)[axis] for output in node.outputs])
-    part = parts[offer.index]
-    scale, shift = np.ones(parts[-1].stop), np.zeros(parts[-1].stop)
-    scale[part], shift[part] = affine.spread(part.stop - part.start)
-    return (Deal(needs=(Need(node, 0, Affine.of(axis, scale, shift), "after"),)),)
-
-
-def _ranges(sizes: Sequence[Dim]) -> list[slice]:
-    ranges, start = [], 0
-    for size in sizes:
-        if not isinstance(size, int):
-            raise RefusedError("how many channels each part has is not known")
-        ranges.append(slice(start, start + size))
-        start += size
-    return ranges
-
-
-def gather(offer: Offer) -> tuple[Deal, ...]:
-    """Gather on another axis moves the channels' axis; along the channels, s' = s[indices] for constant indices."""
-    _only_data(offer)
-    node, affine = offer.node, offer.affine
-    if affine.axis is None:
-        return (passes_on(offer, affine),)
-    looked_up = attribute(node, "axis", 0) % rank(node.inputs[0])
-    spread = rank(offer.input(1)) - 1
-    if offer.side == "after":
-        if looked_up <= affine.axis <= looked_up + spread:
-            raise RefusedError("the map varies along the axis that is looked up")
-        return (passes_on(offer, affine.along(affine.axis - (spread if affine.axis >= looked_up else 0))),)
-    if affine.axis == looked_up:
-        indices = offer.weights.integers(offer.input(1))
-        if indices is None:
-            raise RefusedError("which channels it looks up is computed at run time")
-        if spread > 0:
-            raise RefusedError("it lays the channels out over several axes")
-        if spread < 0:
-            return (passes_on(offer, Affine.of(None, affine.scale[indices], affine.shift[indices])),)
-        return (passes_on(offer, Affine.of(affine.axis, affine.scale[indices], affine.shift[indices])),)
-    return (passes_on(offer, affine.along(affine.axis + (spread if affine.axis > looked_up else 0))),)
-
-
-def concat(offer: Offer) -> tuple[Deal, ...]:
-    """From behind, each part takes its range of s and t; from the front, the channels of the other parts keep still."""
-    node, affine = offer.node, offer.affine
-    axis = attribute(node, "axis", 1)
-    if axis < 0 or affine.axis is not None:
-        axis %= rank(node.outputs[0]) if offer.side == "after" else rank(node.inputs[offer.index])
-    count = len(node.inputs)
-    if offer.side == "after":
-        if affine.axis != axis:
-            return (Deal(needs=tuple(Need(node, i, affine, "after") for i in range(count))),)
-        needs = [
-            Need(node, i, Affine.of(axis, affine.scale[part], affine.shift[part]), "after")
-            for i, part in enumerate(_ranges([known_dims(value)[axis] for value in node.inputs]))
-        ]
-        return (Deal(needs=tuple(needs)),)
-    if affine.axis not in (None, axis):
-        raise RefusedError("the other parts of the Concat are not mapped")
-    parts = _ranges([known_dims(value)[axis] for value in node.inputs])
-    part = parts[offer.index]
-    scale, shift = np.ones(parts[-1].stop), np.zeros(parts[-1].stop)
-    scale[part], shift[part] = affine.spread(part.stop - part.start)
-    return (Deal(needs=(Need(node, 0, Affine.of(axis, scale, shift), "before"),)),)
 
 
 def sum_of_branches(offer: Offer) -> tuple[Deal, ...]:
@@ -411,7 +219,7 @@ def _to_output(offer: Offer, affine: Affine) -> Affine:
 
 def pad(offer: Offer) -> tuple[Deal, ...]:
     """Padding with zeros carries a scale; padding with the data's own values carries the map as it is."""
-    _only_data(offer)
+    offer.only_data()
     node, affine = offer.node, offer.affine
     mode = attribute(node, "mode", "constant")
     if mode == "constant" and not affine.keeps_origin:
@@ -445,7 +253,7 @@ def _padded(offer: Offer) -> set[int]:
 
 def resize(offer: Offer) -> tuple[Deal, ...]:
     """Interpolation weights sum to one, so that f(s · x + t) = s · f(x) + t where the channels are not resized."""
-    _only_data(offer)
+    offer.only_data()
     node, affine = offer.node, offer.affine
     if attribute(node, "mode", "nearest") == "cubic" and attribute(node, "exclude_outside", 0):
         raise RefusedError("cubic interpolation excludes what lies outside")
@@ -473,44 +281,9 @@ def _resized(offer: Offer) -> set[int]:
     return set(axes) - same
 
 
-def channels_to_space(offer: Offer) -> tuple[Deal, ...]:
-    """The channels are regrouped: axis 1 is (block, block, C) for DCR and (C, block, block) for CRD."""
-    node, affine = offer.node, offer.affine
-    if affine.axis is None:
-        return (passes_on(offer, affine),)
-    if affine.axis != 1:
-        raise RefusedError("the map varies along an axis that is regrouped")
-    blocks = attribute(node, "blocksize") ** 2
-    inner = node.op_type == "DepthToSpace" and attribute(node, "mode", "DCR") == "CRD"
-    spreads = (offer.side == "after") == (node.op_type == "DepthToSpace")
-    vectors = []
-    for vector in (affine.scale, affine.shift):
-        if spreads:
-            vectors.append(np.repeat(vector, blocks) if inner else np.tile(vector, blocks))
-            continue
-        grid = vector.reshape(-1, blocks) if inner else vector.reshape(blocks, -1).T
-        if np.any(grid != grid[:, :1]):
-            raise RefusedError("the map differs within a block")
-        vectors.append(grid[:, 0])
-    return (passes_on(offer, Affine.of(1, *vectors)),)
-
-
-def repeating(offer: Offer) -> tuple[Deal, ...]:
-    """Repeating elements commutes with a map that is the same for all of them."""
-    _only_data(offer)
-    if offer.affine.axis is not None:
-        here, there = _ends(offer)
-        before, after = known_dims(here), known_dims(there)
-        axis = offer.affine.axis + len(after) - len(before)
-        if axis < 0 or after[axis] != offer.affine.size:
-            raise RefusedError("the channels are repeated")
-        return (passes_on(offer, offer.affine.along(axis)),)
-    return (passes_on(offer, offer.affine),)
-
-
 def dropout(offer: Offer) -> tuple[Deal, ...]:
     """At inference a Dropout is the identity."""
-    _only_data(offer)
+    offer.only_data()
     flag = offer.input(2)
     if flag is not None:
         tensor = constant_tensor(flag)
@@ -520,7 +293,6 @@ def dropout(offer: Offer) -> tuple[Deal, ...]:
 
 
 _LINEAR = "it weighs data only, by weights that sum to one"
-_MOVES = "it moves elements and computes nothing"
 
 CARRY: tuple[Rule, ...] = (
     Rule("identity-carries", "carry", ("Identity",), None, unchanged, "it changes nothing"),
@@ -551,18 +323,10 @@ CARRY: tuple[Rule, ...] = (
         through_reduction,
         "the map is the same for all that is reduced to one element",
     ),
-    Rule("transpose-carries", "carry", ("Transpose",), None, transpose, _MOVES),
-    Rule("reshape-carries", "carry", ("Flatten", "Reshape"), None, reshape, _MOVES),
-    Rule("squeeze-carries", "carry", ("Squeeze", "Unsqueeze"), None, squeeze, _MOVES),
-    Rule("slice-carries", "carry", ("Slice",), None, slicing, _MOVES),
-    Rule("split-carries", "carry", ("Split",), None, split, _MOVES),
-    Rule("gather-carries", "carry", ("Gather",), None, gather, _MOVES),
-    Rule("concat-carries", "carry", ("Concat",), None, concat, _MOVES),
-    Rule("repeat-carries", "carry", ("Expand", "Tile"), None, repeating, _MOVES),
     Rule("sum-carries", "carry", ("Add", "Sub", "Sum"), None, sum_of_branches, "multiplication distributes over a sum"),
     Rule("product-carries", "carry", ("Div", "Mul"), None, product_of_branches, "multiplication is associative"),
     Rule("matmul-carries", "carry", ("MatMul",), None, scale_through_matmul, "a product is linear in each operand"),
     Rule("pad-carries", "carry", ("Pad",), None, pad, "zero stays zero under a scale; copies of data stay copies"),
     Rule("resize-carries", "carry", ("Resize", "Upsample"), None, resize, _LINEAR),
-    Rule("depth-carries", "carry", ("DepthToSpace", "SpaceToDepth"), None, channels_to_space, _MOVES),
+    *PLACES,
 )

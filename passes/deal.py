@@ -29,6 +29,21 @@ class Offer:
     side: Side
     weights: Weights
 
+    @property
+    def ends(self) -> tuple[ir.Value | None, ir.Value | None]:
+        """The value where the map is, and the value where it would go: from behind, the output and the first input."""
+        first, last = self.node.inputs[0], self.node.outputs[0]
+        return (last, first) if self.side == "after" else (first, last)
+
+    def only_data(self) -> None:
+        """Makes sure that the map does not stand before a parameter of the operator.
+
+        Raises:
+            RefusedError: it does.
+        """
+        if self.side == "before" and self.index != 0:
+            raise RefusedError("it is not the data of the operator")
+
     def input(self, index: int) -> ir.Value | None:
         """An input of the node, None where it is absent."""
         return self.node.inputs[index] if index < len(self.node.inputs) else None

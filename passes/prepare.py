@@ -147,7 +147,12 @@ class PreparePass(ir.passes.InPlacePass):
         try:
             results = Oracle(_cut_out(model, nodes, wanted, feeds)).run(feeds)
         except OracleError as error:
-            self.refusals.append(Refusal("constant", nodes[0].name or nodes[0].op_type, f"not evaluated: {error}"))
+            if len(nodes) == 1:
+                self.refusals.append(Refusal("constant", nodes[0].name or nodes[0].op_type, f"not evaluated: {error}"))
+                return
+            for node in nodes:
+                if all(value is None or constant_tensor(value) is not None for value in node.inputs):
+                    self._run(model, graph, [node])
             return
         for value in wanted:
             array = np.asarray(results[str(value.name)])
