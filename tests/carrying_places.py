@@ -143,7 +143,7 @@ SLICES = [
         "slice",
         "channels at run time",
         "t = Slice(a, s, e, axes)",
-        reason="its ends are computed at run time",
+        reason="its starts are computed at run time",
         inputs=", int64[1] s",
         linear="y = Relu(t)",
         e=ints(5),
