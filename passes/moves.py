@@ -36,9 +36,16 @@ def transposed(node: ir.Node, data: Array) -> Array:
     return np.transpose(data, attribute(node, "perm"))
 
 
+def reshaped(node: ir.Node, data: Array, shape: Array) -> Array:
+    """The elements in other dimensions; 0 copies a dimension, −1 takes what is left."""
+    copies = not attribute(node, "allowzero", 0)
+    return data.reshape([data.shape[i] if n == 0 and copies else n for i, n in enumerate(shape.tolist())])
+
+
 MOVES: dict[str, Callable[..., Array]] = {
     "ConstantOfShape": filled,
     "Identity": same,
+    "Reshape": reshaped,
     "Transpose": transposed,
     "Unsqueeze": unsqueezed,
 }

@@ -172,7 +172,7 @@ def _move(graph: ir.Graph, node: ir.Node) -> bool:
         return False  # what is known in float64 stays so
     try:
         array = MOVES[node.op_type](node, *(tensor.numpy() for tensor in tensors if tensor is not None))
-    except (RefusedError, ValueError):
+    except (IndexError, RefusedError, ValueError):
         return False
     _replace(graph, output, array, output.dtype or ir.DataType.from_numpy(array.dtype), None)
     return True
