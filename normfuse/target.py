@@ -22,7 +22,7 @@ class Target:
     """The execution provider a model is optimized for.
 
     Attributes:
-        provider: `portable` (standard ONNX operators only), `cpu` or `cuda` (what ONNX Runtime's provider runs fastest).
+        provider: `portable` (standard ONNX operators only), or what ONNX Runtime runs fastest on `cpu` or `cuda`.
         threads: intra-op threads that the session will use.
         opset: the opset to write, or None to keep the model's own.
     """

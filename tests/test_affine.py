@@ -9,10 +9,9 @@ numbers = st.floats(-8, 8).filter(lambda x: x == 0 or abs(x) > 1e-3)
 
 
 @st.composite
-def affines(draw, size=3, nonzero=False):
+def affines(draw: st.DrawFn, size: int = 3, nonzero: bool = False) -> Affine:
     if draw(st.booleans()):
-        scale, shift = draw(numbers), draw(numbers)
-        return Affine.of(None, scale or float(nonzero), shift)
+        return Affine.of(None, draw(numbers) or float(nonzero), draw(numbers))
     scale = np.array(draw(st.lists(numbers, min_size=size, max_size=size)))
     if nonzero:
         scale[scale == 0] = 1.0
@@ -23,17 +22,17 @@ X = np.random.default_rng(0).standard_normal((2, 3, 4))
 
 
 @given(affines(), affines(), affines())
-def test_composition_is_associative(f, g, h):
+def test_composition_is_associative(f: Affine, g: Affine, h: Affine) -> None:
     np.testing.assert_allclose(f.then(g).then(h)(X), f.then(g.then(h))(X), rtol=1e-12, atol=1e-9)
 
 
 @given(affines(), affines())
-def test_then_applies_the_first_map_first(f, g):
+def test_then_applies_the_first_map_first(f: Affine, g: Affine) -> None:
     np.testing.assert_allclose(f.then(g)(X), g(f(X)), rtol=1e-12, atol=1e-9)
 
 
 @given(affines())
-def test_identity_is_neutral(f):
+def test_identity_is_neutral(f: Affine) -> None:
     one = Affine.identity()
     for g in (f.then(one), one.then(f)):
         assert g.axis == f.axis
@@ -41,17 +40,17 @@ def test_identity_is_neutral(f):
 
 
 @given(affines(nonzero=True))
-def test_inverse_undoes(f):
+def test_inverse_undoes(f: Affine) -> None:
     np.testing.assert_allclose(f.then(f.inverse())(X), X, rtol=1e-9, atol=1e-9)
 
 
 @given(affines(nonzero=True))
-def test_a_map_is_its_scaling_and_its_shifting_in_either_order(f):
+def test_a_map_is_its_scaling_and_its_shifting_in_either_order(f: Affine) -> None:
     np.testing.assert_allclose(f.scaling.then(f.shifting)(X), f(X), atol=1e-12)
     np.testing.assert_allclose(f.preshifting.then(f.scaling)(X), f(X), rtol=1e-9, atol=1e-9)
 
 
-def test_batch_norm_is_the_formula():
+def test_batch_norm_is_the_formula() -> None:
     rng = np.random.default_rng(1)
     gamma, beta, mean, variance = rng.normal(size=3), rng.normal(size=3), rng.normal(size=3), rng.uniform(0.1, 2, 3)
     f = Affine.batch_norm(gamma, beta, mean, variance, 1e-3)
@@ -60,12 +59,12 @@ def test_batch_norm_is_the_formula():
     np.testing.assert_allclose(f(X), expected, rtol=1e-12)
 
 
-def test_a_map_that_does_not_vary_has_no_axis():
+def test_a_map_that_does_not_vary_has_no_axis() -> None:
     assert Affine.of(1, [2.0, 2.0], [0.5, 0.5]).axis is None
     assert Affine.of(1, [2.0, 2.0], [0.5, 0.6]).axis == 1
 
 
-def test_zero_scales_have_no_inverse():
+def test_zero_scales_have_no_inverse() -> None:
     f = Affine.of(1, [0.0, 1.0], 0.0)
     assert not f.is_invertible
     with pytest.raises(ZeroDivisionError, match="inverse"):
@@ -74,14 +73,14 @@ def test_zero_scales_have_no_inverse():
         _ = f.preshifting
 
 
-def test_maps_along_different_axes_do_not_compose():
+def test_maps_along_different_axes_do_not_compose() -> None:
     f, g = Affine.of(1, [1.0, 2.0], 0.0), Affine.of(2, [1.0, 2.0], 0.0)
     assert not f.meets(g)
     with pytest.raises(ValueError, match="do not compose"):
         f.then(g)
 
 
-def test_vectors_must_match():
+def test_vectors_must_match() -> None:
     with pytest.raises(ValueError, match="one length"):
         Affine(1, np.ones(2), np.zeros(3))
     with pytest.raises(ValueError, match="one scale"):
