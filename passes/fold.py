@@ -218,14 +218,11 @@ class FoldPass(ir.passes.InPlacePass):
         """Writes a chain as one node where one can hold it."""
         if len(site.sources) < 2:
             return False
-        for source in site.sources:
-            holder = Source(source.node, source.index, source.affine, source.rule)
-            if _same_layout(site, holder) and is_writable(
-                Source(source.node, source.index, site.affine, source.rule), site.affine, weights
-            ):
+        for holder in site.sources:
+            if _knows_layout(site, holder) and is_writable(holder, site.affine, weights):
                 plan = Plan(self._rules, weights)
-                plan.rewrites.append(partial(_write_chain, site, source, weights))
-                self._record(site, plan, f"{len(site.sources)} nodes became one", (source.node,))
+                plan.rewrites.append(partial(_write_chain, site, holder, weights))
+                self._record(site, plan, f"{len(site.sources)} nodes became one", (holder.node,))
                 plan.commit()
                 return True
         return False
@@ -305,7 +302,7 @@ def _bypass(site: Site, source: ir.Value, kept: tuple[ir.Node, ...]) -> None:
             graph.remove(node, safe=True)
 
 
-def _same_layout(site: Site, source: Source) -> bool:
+def _knows_layout(site: Site, source: Source) -> bool:
     """Whether the map of a chain can be written with the dimensions that one of its nodes knows."""
     return site.affine.axis is None or dims(source.data) is not None or source.node.op_type == "BatchNormalization"
 
