@@ -116,7 +116,7 @@ def _cells(timing: Timing) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints one line for each variant of each model, or JSON."""
+    """Prints one line for each variant of each model, or JSON; a model that cannot be timed is named on stderr."""
     parser = argparse.ArgumentParser(prog="python -m scripts.bench", description="Latency before and after normfuse.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="models to time (default: all but the large)")
     parser.add_argument("--all", action="store_true", help="the large real models too")
@@ -128,11 +128,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     tables: dict[str, BenchTable] = {}
+    status = 0
     try:
         with tempfile.TemporaryDirectory(prefix="normfuse-") as place:
             folder = Path(place)
             for subject in subjects(options.names, options.all, options.offline, folder):
-                table = measure(subject, folder, options.peer, options.threads, options.rounds, options.seconds)
+                try:
+                    table = measure(subject, folder, options.peer, options.threads, options.rounds, options.seconds)
+                except NormfuseError as error:
+                    print(f"{subject.name}: {error}", file=sys.stderr)
+                    status = error.exit_status
+                    continue
                 tables[subject.name] = table
                 if not options.json:
                     for timing in table.timings:
@@ -143,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         content = {name: table.to_dict() for name, table in tables.items()}
         print(json.dumps({"schema_version": 1, "models": content}, indent=2))
-    return 0
+    return status
 
 
 if __name__ == "__main__":

