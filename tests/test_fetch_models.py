@@ -199,5 +199,5 @@ class TestTable:
             assert len(onnx.load(path).graph.node) > 200
 
     def test_shapes_are_found_by_name(self) -> None:
-        assert fetch_models.shapes("ppocr-v2-rec") == {"x": (1, 3, 32, 320)}
+        assert fetch_models.shapes("ppocr-v2-rec") == {"x": (1, 3, 32, 100)}
         assert fetch_models.shapes("centerface") == {}
