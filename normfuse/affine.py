@@ -42,6 +42,8 @@ class Affine:
         scale, shift = np.broadcast_arrays(
             np.atleast_1d(np.asarray(scale, np.float64)), np.atleast_1d(np.asarray(shift, np.float64))
         )
+        if scale.size == 0:
+            return cls(None, np.ones(1), np.zeros(1))
         if axis is None or (np.all(scale == scale[:1]) and np.all(shift == shift[:1])):
             return cls(None, scale[:1].copy(), shift[:1].copy())
         return cls(axis, scale.copy(), shift.copy())

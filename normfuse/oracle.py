@@ -40,8 +40,12 @@ class Oracle:
         9.0
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, *, upcast: bool = True) -> None:
         """Upcasts a copy of the model.
+
+        Args:
+            model: the model, which is not changed.
+            upcast: whether floats become float64; without it everything is computed in the types of the model.
 
         Raises:
             OracleError: the model holds an operator that nothing here can run.
@@ -50,7 +54,8 @@ class Oracle:
             if node.op_type in RANDOM:
                 raise OracleError(f"{_label(node.op_type, node.name)}: its result is random")
         try:
-            copy = _upcast(model.clone())
+            self._upcast = upcast
+            copy = _upcast(model.clone()) if upcast else model.clone()
             self._weights = {
                 name: value.const_value.numpy()
                 for name, value in copy.graph.initializers.items()
@@ -79,7 +84,7 @@ class Oracle:
         """
         wanted = set(self.outputs if names is None else names)
         values: dict[str, Any] = {"": None} | self._weights
-        values |= {name: _float64(array) for name, array in inputs.items()}
+        values |= {name: _float64(array) if self._upcast else array for name, array in inputs.items()}
         nodes = self._evaluator.rt_nodes_
         # a node with subgraphs may read any value, so then none is dropped
         last = {} if any(node.need_context() for node in nodes) else _last_uses(nodes)

@@ -64,6 +64,11 @@ def rank(value: ir.Value | None) -> int:
     return len(known_dims(value))
 
 
+def operator(node: ir.Node) -> str:
+    """The type of a node of the default domain; empty for those of other domains, which may share a name."""
+    return node.op_type if node.domain in ("", "ai.onnx") else ""
+
+
 def title(node: ir.Node) -> str:
     """A node as messages call it."""
     return f"{node.op_type} {node.name!r}" if node.name else node.op_type

@@ -19,6 +19,25 @@ from normfuse.passes.weights import constant_tensor, is_float
 _RANGE = {ir.DataType.FLOAT16: 5, ir.DataType.BFLOAT16: 8, ir.DataType.FLOAT: 8, ir.DataType.DOUBLE: 11}
 """Bits of the exponent."""
 
+_FREE_SCALE = 2.0**40
+"""Scales within this bound move freely past products, but for float16."""
+
+
+def _keeps_range(offer: Offer) -> None:
+    """Makes sure that no intermediate result overflows which did not overflow before.
+
+    A scale that leaves the front of a product makes it larger where it was less than one; one that goes in front makes
+    a factor larger where it is more than one.
+
+    Raises:
+        RefusedError: one could overflow.
+    """
+    value = offer.node.outputs[0]
+    bound = 1.0 if value.dtype == ir.DataType.FLOAT16 else _FREE_SCALE
+    sizes = np.abs(offer.affine.scale)
+    if (offer.side == "before" and sizes.min() < 1 / bound) or (offer.side == "after" and sizes.max() > bound):
+        raise RefusedError(f"without the scale in its place a {offer.node.op_type} could overflow")
+
 
 def unchanged(offer: Offer) -> tuple[Deal, ...]:
     """f = identity: s' = s, t' = t."""
@@ -89,8 +108,10 @@ def through_reduction(offer: Offer) -> tuple[Deal, ...]:
     """
     offer.only_data()
     node, affine = offer.node, offer.affine
-    if node.op_type == "ReduceSum" and not affine.keeps_origin:
-        raise RefusedError("shift does not pass a sum as it is")
+    if node.op_type == "ReduceSum":
+        if not affine.keeps_origin:
+            raise RefusedError("shift does not pass a sum as it is")
+        _keeps_range(offer)
     if node.op_type in ("ReduceMax", "ReduceMin") and not affine.is_positive:
         raise RefusedError(f"a scale that is not positive does not pass a {node.op_type}")
     if affine.axis is None:
@@ -166,6 +187,7 @@ def product_of_branches(offer: Offer) -> tuple[Deal, ...]:
     node, affine = offer.node, offer.affine
     if not affine.keeps_origin:
         raise RefusedError(f"shift does not pass a {node.op_type}")
+    _keeps_range(offer)
     if offer.side == "before":
         if node.op_type == "Div" and offer.index == 1:
             raise RefusedError("it is a divisor")
@@ -189,6 +211,7 @@ def scale_through_matmul(offer: Offer) -> tuple[Deal, ...]:
         raise RefusedError("only one scale for all passes a product of two computed operands")
     if offer.weights.array(offer.input(0)) is not None or offer.weights.array(offer.input(1)) is not None:
         raise RefusedError("one of its operands is a weight")
+    _keeps_range(offer)
     if offer.side == "before":
         return (Deal(needs=(Need(offer.node, 0, affine, "before"),)),)
     return tuple(Deal(needs=(Need(offer.node, i, affine, "after"),)) for i in (0, 1))
@@ -285,6 +308,8 @@ def dropout(offer: Offer) -> tuple[Deal, ...]:
     """At inference a Dropout is the identity."""
     offer.only_data()
     flag = offer.input(2)
+    if offer.weights.opset < 7 and not attribute(offer.node, "is_test", 0):
+        raise RefusedError("is_test=0: it drops values")
     if flag is not None:
         tensor = constant_tensor(flag)
         if tensor is None or bool(np.any(tensor.numpy())):

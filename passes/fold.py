@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from normfuse.affine import Affine
 from normfuse.passes.absorb_affine import is_writable, write
-from normfuse.passes.access import RefusedError, dims, title
+from normfuse.passes.access import RefusedError, dims, operator, title
 from normfuse.passes.deal import Need
 from normfuse.passes.fold_rules import ABSORB, BIAS, CARRY, SOURCES
 from normfuse.passes.plan import Plan
@@ -139,7 +139,7 @@ class FoldPass(ir.passes.InPlacePass):
         """Takes a bias away where all that reads its sum drops shifts."""
         for node in graph:
             for rule in self._biases:
-                if node.op_type not in rule.operators or node.domain not in ("", "ai.onnx"):
+                if operator(node) not in rule.operators:
                     continue
                 plan = Plan(self._rules, weights, touched=[node])
                 try:
@@ -293,6 +293,7 @@ def _bypass(site: Site, source: ir.Value, kept: tuple[ir.Node, ...]) -> None:
             output.replace_all_uses_with(source, replace_graph_outputs=True)
             source.name, source.type = name, output.type
             source.metadata_props.update(output.metadata_props)
+            source.doc_string = output.doc_string
         else:
             output.replace_all_uses_with(source)
     graph = site.last.graph

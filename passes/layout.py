@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from normfuse.passes.access import Dim, RefusedError, attribute, dims
+from normfuse.passes.access import Dim, RefusedError, attribute, dims, operator
 from normfuse.passes.shapes import copied, left_over
 from normfuse.passes.weights import Weights, is_function_body
 from normfuse.report import Change
@@ -31,14 +31,14 @@ class LayoutPass(ir.passes.InPlacePass):
         weights = Weights(model)
         for graph in (model.graph, *model.graph.subgraphs()):
             for node in tuple(graph):
-                if node.graph is graph and node.domain in ("", "ai.onnx"):
+                if node.graph is graph:
                     self.join_reshapes(node, weights)
                     self.join_transposes(node)
         return ir.passes.PassResult(model, len(self.changes) > before)
 
     def join_reshapes(self, node: ir.Node, weights: Weights) -> None:
         """A Reshape of a Reshape is one Reshape; to the dimensions that were there before, it is none."""
-        if node.op_type not in _RESHAPING or _reads(node, _RESHAPING):
+        if operator(node) not in _RESHAPING or _reads(node, _RESHAPING):
             return
         chain = [node, *_before(node, _RESHAPING)]
         data = chain[-1].inputs[0]
@@ -62,7 +62,7 @@ class LayoutPass(ir.passes.InPlacePass):
 
     def join_transposes(self, node: ir.Node) -> None:
         """A Transpose of a Transpose is one Transpose; where they undo each other, it is none."""
-        chain = [node, *_before(node, {"Transpose"})] if node.op_type == "Transpose" else []
+        chain = [node, *_before(node, {"Transpose"})] if operator(node) == "Transpose" else []
         data = chain[-1].inputs[0] if chain else None
         if data is None or _reads(node, {"Transpose"}):
             return
@@ -108,7 +108,7 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
 def _reads(node: ir.Node, operators: Collection[str]) -> bool:
     """Whether the only reader of a node is of certain types, so that it ends the chain instead."""
     reader = _only_reader(node.outputs[0])
-    return reader is not None and reader.op_type in operators and reader.inputs[0] is node.outputs[0]
+    return reader is not None and operator(reader) in operators and reader.inputs[0] is node.outputs[0]
 
 
 def _before(node: ir.Node, operators: Collection[str]) -> Iterator[ir.Node]:
@@ -116,7 +116,7 @@ def _before(node: ir.Node, operators: Collection[str]) -> Iterator[ir.Node]:
     value = node.inputs[0]
     while value is not None and _only_reader(value) is not None:
         producer = value.producer()
-        if producer is None or producer.op_type not in operators or producer.graph is not node.graph:
+        if producer is None or operator(producer) not in operators or producer.graph is not node.graph:
             return
         yield producer
         value = producer.inputs[0]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from normfuse.affine import Affine
-from normfuse.passes.access import RefusedError, dims, title
+from normfuse.passes.access import RefusedError, dims, operator, title
 from normfuse.passes.deal import Deal, Need, NewWeight, Offer
 from normfuse.passes.rule import Rule, Side
 from normfuse.passes.weights import CLONE_BYTES, Weights, constant_tensor, fits
@@ -88,7 +88,7 @@ class Plan:
         if value.is_graph_output():
             raise RefusedError(f"{value.name!r} is an output of the graph")
         for use in value.uses():
-            if (use.node is not need.node or use.idx != need.index) and use.node.op_type not in _SHAPE_READERS:
+            if (use.node is not need.node or use.idx != need.index) and operator(use.node) not in _SHAPE_READERS:
                 raise RefusedError(f"{value.name!r} is also read by {title(use.node)}")
         producer = value.producer()
         if producer is None:
@@ -101,7 +101,7 @@ class Plan:
         if value.is_graph_output():
             raise RefusedError(f"{value.name!r} is an output of the graph")
         for use in tuple(value.uses()):
-            if use.node.op_type not in _SHAPE_READERS:
+            if operator(use.node) not in _SHAPE_READERS:
                 self._ask(use.node, use.idx, need.affine, "before")
 
     def _map_constant(self, need: Need, value: ir.Value) -> None:
@@ -120,7 +120,7 @@ class Plan:
             raise RefusedError("too many nodes would have to agree")
         if node in self.touched:
             raise RefusedError(f"{title(node)} would be changed twice")
-        rows = [rule for rule in self.rules if rule.looks_at(node.op_type, side)] if _is_standard(node) else []
+        rows = [rule for rule in self.rules if rule.looks_at(operator(node), side)]
         where = "behind" if side == "after" else "in front of"
         if not rows:
             raise RefusedError(f"no rule moves it from {where} {title(node)}")
@@ -187,7 +187,3 @@ class Plan:
         ):
             del entries[length:]  # type: ignore[attr-defined]  # a tuple of lists of different types
         self.added = mark[-1]
-
-
-def _is_standard(node: ir.Node) -> bool:
-    return node.domain in ("", "ai.onnx")

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from normfuse.passes.access import RefusedError
+from normfuse.passes.access import RefusedError, operator
 from normfuse.passes.inference import infer_shapes
 from normfuse.passes.moves import MOVES
 from normfuse.passes.rule import Rule
@@ -37,6 +37,44 @@ _KEPT = frozenset(
     }
 )
 """What is not evaluated: it is random, or the form in which quantized weights are stored."""
+
+_SMOOTH = frozenset(
+    {
+        "Abs",
+        "Add",
+        "BatchNormalization",
+        "Concat",
+        "Div",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Gemm",
+        "Identity",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "MatMul",
+        "Mul",
+        "Neg",
+        "Pow",
+        "Reciprocal",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Sum",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+"""Operators whose result changes little where their input does: what weights are computed with."""
 
 _INITIAL_IR_VERSION = 4
 """From this IR version on, an initializer need not be an input of the graph, and one that is may be overridden."""
@@ -69,7 +107,7 @@ class PreparePass(ir.passes.InPlacePass):
         infer_shapes(model)
         for graph in (model.graph, *model.graph.subgraphs()):
             for node in graph:
-                if node.op_type == "CastLike" and node.domain in ("", "ai.onnx"):
+                if operator(node) == "CastLike":
                     _state_dtype(node)
         if self.fold_constants(model) | self.fold_shapes(model):
             self.fold_constants(model)
@@ -125,15 +163,16 @@ class PreparePass(ir.passes.InPlacePass):
         """Replaces nodes by the constants that they compute; those that only move elements need no evaluator."""
         names = {node: node.name or node.op_type for node in nodes}
         rest = [node for node in nodes if not _move(graph, node)]
-        if rest:
-            self._run(model, graph, rest)
+        for smooth, group in _groups(rest):
+            self._run(model, graph, group, smooth)
         common.RemoveUnusedNodesPass()(model)
         gone = tuple(name for node, name in names.items() if node.graph is None)
         if gone:
             self.changes.append(Change("constant", gone, (), "evaluated once: depends on weights alone"))
         return bool(gone)
 
-    def _run(self, model: ir.Model, graph: ir.Graph, nodes: list[ir.Node]) -> None:
+    def _run(self, model: ir.Model, graph: ir.Graph, nodes: list[ir.Node], smooth: bool) -> None:
+        """Evaluates nodes: in float64 where they are smooth, in the types of the model otherwise."""
         from normfuse.oracle import Oracle, OracleError
 
         members = set(nodes)
@@ -145,21 +184,48 @@ class PreparePass(ir.passes.InPlacePass):
         ]
         feeds: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {}
         try:
-            results = Oracle(_cut_out(model, nodes, wanted, feeds)).run(feeds)
+            results = Oracle(_cut_out(model, nodes, wanted, feeds), upcast=smooth).run(feeds)
         except OracleError as error:
             if len(nodes) == 1:
                 self.refusals.append(Refusal("constant", nodes[0].name or nodes[0].op_type, f"not evaluated: {error}"))
                 return
             for node in nodes:
                 if all(value is None or constant_tensor(value) is not None for value in node.inputs):
-                    self._run(model, graph, [node])
+                    self._run(model, graph, [node], smooth)
             return
         for value in wanted:
             array = np.asarray(results[str(value.name)])
             dtype = value.dtype
             assert dtype is not None
-            is_real = is_float(dtype) and array.dtype.kind == "f"
+            is_real = smooth and is_float(dtype) and array.dtype.kind == "f"
             _replace(graph, value, array, dtype, array.astype(np.float64, copy=False) if is_real else None)
+
+
+def _groups(nodes: list[ir.Node]) -> Iterator[tuple[bool, list[ir.Node]]]:
+    """Nodes that are connected with one another, and whether all of them are smooth.
+
+    A Floor, a comparison or a Cast to a narrower type turns a difference in rounding into another number: what leads to
+    one is computed as the model says.
+    """
+    groups: dict[ir.Node, list[ir.Node]] = {}
+    for node in nodes:
+        group = [node]
+        for value in node.inputs:
+            other = groups.get(producer) if value is not None and (producer := value.producer()) is not None else None
+            if other is not None and other is not group:
+                other.extend(member for member in group if member not in other)
+                group = other
+        for member in group:
+            groups[member] = group
+    order = {node: place for place, node in enumerate(nodes)}
+    for group in {id(group): group for group in groups.values()}.values():
+        yield all(_is_smooth(node) for node in group), sorted(group, key=order.__getitem__)
+
+
+def _is_smooth(node: ir.Node) -> bool:
+    if node.op_type == "Cast":
+        return node.outputs[0].dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+    return node.op_type in _SMOOTH
 
 
 def _move(graph: ir.Graph, node: ir.Node) -> bool:
@@ -202,7 +268,7 @@ def _evaluable(graph: ir.Graph) -> Iterator[ir.Node]:
     """Nodes that compute constants, in order, each a reader of constants or of such nodes alone."""
     constant: set[ir.Value] = set()
     for node in graph:
-        if node.domain not in ("", "ai.onnx") or node.op_type in _KEPT:
+        if operator(node) in ("", *_KEPT):
             continue
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
             continue

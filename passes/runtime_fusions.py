@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from normfuse.passes.access import operator
+
 _GELU_REACH = 4
 
 
@@ -15,7 +17,7 @@ def kept_for_runtime(graph: ir.Graph) -> dict[ir.Node, str]:
     """The nodes of a graph that stay as they are, each with the reason."""
     kept: dict[ir.Node, str] = {}
     for node in graph:
-        match node.op_type:
+        match operator(node):
             case "Erf" | "Tanh":
                 for member in _gelu(node):
                     kept[member] = "it is part of a GELU that ONNX Runtime fuses"

@@ -95,6 +95,8 @@ def fits(array: Float64, dtype: ir.DataType, axis: int | None = None, old: Float
 
 def _norms(array: Float64, axis: int | None) -> Float64:
     """The Euclidean norm of each channel along an axis, or of the whole array."""
+    if array.size == 0:
+        return np.zeros(1)
     rows = array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
     return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
 
@@ -178,7 +180,8 @@ class Weights:
         old = node.inputs[index] if index < len(node.inputs) else None
         in_place = old is not None and old.is_initializer() and self.shared_with(node, index) is None
         if old is not None and in_place:
-            old.const_value = ir.Tensor(round_to(array, dtype), dtype=dtype, name=old.name)
+            text = None if old.const_value is None else old.const_value.doc_string
+            old.const_value = ir.Tensor(round_to(array, dtype), dtype=dtype, name=old.name, doc_string=text)
             old.shape, old.dtype = ir.Shape(array.shape), dtype
             old.meta[EXACT] = array
             return
