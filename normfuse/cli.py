@@ -118,7 +118,12 @@ def main() -> None:
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if something would be changed.")
 @click.option("--verify/--no-verify", default=None, help="Prove the result. [default: yes, but not with --check]")
 @click.option(
-    "--verify-budget", type=click.FloatRange(min=0), default=60.0, show_default=True, metavar="SECONDS", help="Time."
+    "--verify-budget",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for the proof.",
 )
 @DATA
 @SHAPE
@@ -227,7 +232,12 @@ def inspect(model: str, target: str, as_json: bool) -> None:
 @click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Who runs them.")
 @click.option("--seeds", type=click.IntRange(min=1), default=2, show_default=True, help="Sets of random inputs.")
 @click.option(
-    "--budget", type=click.FloatRange(min=0), default=60.0, show_default=True, metavar="SECONDS", help="Time."
+    "--budget",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for the proof.",
 )
 @DATA
 @SHAPE

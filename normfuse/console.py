@@ -135,7 +135,7 @@ def print_parity(parity: "Parity", *, table: bool = True) -> None:
     verdict = "passed" if parity.passed else f"FAILED: {parity.reason}"
     print(f"parity {verdict}")
     print(
-        f"  error {parity.ratio:.2f} × the original's ({parity.bits_lost:.1f} bits lost), "
+        f"  error ratio {parity.ratio:.2f} (at most 2 passes; {parity.bits_lost:.1f} bits lost), "
         f"judged by {judge} on {parity.probes} probes"
     )
     for note in parity.notes:

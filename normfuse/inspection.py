@@ -247,7 +247,7 @@ def _site(
 def _dim(dim: int | ir.SymbolicDim) -> int | str | None:
     """A dimension; those that shape inference made up a name for are unknown."""
     if isinstance(dim, int):
-        return dim
+        return dim if dim >= 0 else None
     return None if dim.value is None or dim.value.startswith("unk__") else dim.value
 
 

@@ -177,7 +177,7 @@ def _data_files(source: Source, path: str) -> set[str]:
             return _data_files(_program_model(source), path)
 
 
-def save(model: ir.Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:
+def save(model: Source, path: str | os.PathLike[str]) -> None:
     """Writes a model; whatever goes wrong, nothing half-written is left and what was at `path` stays as it was.
 
     Large tensors go to a data file beside it where the model would be too large for protobuf (2 GiB), or where one of
@@ -191,6 +191,8 @@ def save(model: ir.Model | onnx.ModelProto, path: str | os.PathLike[str]) -> Non
     path = os.fspath(path)
     validate_place(path)
     stale = data_files(path)
+    if not isinstance(model, onnx.ModelProto | ir.Model):
+        model = load(model)
     if isinstance(model, onnx.ModelProto):
         data = None if external_files(model, "") else to_bytes(model)
         model = load(model) if data is None else model

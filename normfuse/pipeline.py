@@ -66,7 +66,7 @@ def optimize(
         target: where the model will run: `portable`, `cpu` or `cuda`, or a `Target`.
         threads: intra-op threads that the session will use; those of this machine where None.
         select: names of the rules of FOLD to use; all where empty.
-        ignore: names of the rules of FOLD not to use.
+        ignore: names of rules not to use.
         freeze: whether initializers that are listed as graph inputs become constants; None does so where the exporter
             listed all of them.
         verify: whether to compare the result with the original against a float64 oracle.
@@ -132,7 +132,7 @@ def rewrite(
     before = Counts.of(model)
     typed = _typed_names(model)
     declared = [(value.type, value.shape) for value in model.graph.outputs]
-    preparing, folding, joining = PreparePass(freeze), FoldPass(select, ignore), LayoutPass()
+    preparing, folding, joining = PreparePass(freeze, ignore), FoldPass(select, ignore), LayoutPass()
     stages: dict[str, ir.passes.PassBase] = {
         "prepare": preparing,
         # LIFT recognises normalizations here.
@@ -141,6 +141,8 @@ def rewrite(
         "layout": joining,
         "clean": CleanPass(),
     }
+    for name in stages.keys() & set(ignore):
+        del stages[name]
     with _quiet():
         for name, stage in stages.items():
             stage(model)
@@ -158,13 +160,20 @@ def rewrite(
 
 
 def _check_rules(select: Collection[str], ignore: Collection[str]) -> None:
-    known = [rule.name for rule in FOLD_RULES]
-    for name in (*select, *ignore):
-        if name not in known:
+    for chosen, known in (
+        (select, [rule.name for rule in FOLD_RULES]),
+        (ignore, [rule.name for rule in rules()]),
+    ):
+        if isinstance(chosen, str):
+            raise NormfuseError(f"rules are given as a list of names, such as [{chosen!r}]")
+        for name in chosen:
+            if name in known:
+                continue
             import difflib
 
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else "see `normfuse explain`"
+            stage = "; only rules of FOLD can be selected" if name in (rule.name for rule in rules()) else ""
+            hint = f"did you mean {near[0]!r}?" if near else f"see `normfuse explain`{stage}"
             raise NormfuseError(f"unknown rule {name!r}; {hint}")
 
 

@@ -57,6 +57,9 @@ _FAMILIES: dict[str, Callable[[np.random.Generator, Array], Array]] = {
 _DISCRETE = ("scale 1", "constant rows")
 """The families that say something of a model without float inputs."""
 
+_OTHER_SIDE = ("constant rows", "heavy tails")
+"""The families in which conditions are false, and masks begin with a place that is not set."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -115,6 +118,12 @@ def plan(
     """
     shapes = dict(shapes or {})
     ports = tuple(port_of(value, shapes) for value in inputs_of(model))
+    known = {port.name for port in ports} | set(_symbols(model))
+    for name in shapes:
+        if name not in known:
+            raise NormfuseError(
+                f"there is no input {name!r} to give a shape to; the model has {', '.join(sorted(known))}"
+            )
     candidates: dict[str, tuple[int, ...]] = {}
     for port in ports:
         for axis, dim in enumerate(port.dims):
@@ -219,6 +228,14 @@ def _takes(ports: Sequence[Port], sizes: Sizes, accepts: Callable[[Inputs], bool
     return accepts({port.name: _draw(port, port.shape(sizes), "scale 1", rng) for port in ports})
 
 
+def _symbols(model: ir.Model) -> Iterator[str]:
+    """The names of dynamic dimensions."""
+    for value in inputs_of(model):
+        for dim in value.shape or ():
+            if isinstance(dim, ir.SymbolicDim) and dim.value:
+                yield dim.value
+
+
 def _draw(port: Port, shape: tuple[int, ...], law: str, rng: np.random.Generator) -> Array:
     """An array for an input under the law of a family."""
     if is_float_type(port.dtype):
@@ -226,9 +243,9 @@ def _draw(port: Port, shape: tuple[int, ...], law: str, rng: np.random.Generator
         values = _FAMILIES[law](rng, z) if z.ndim else z
         return values.astype(port.dtype.numpy())
     if port.limit == 2 or port.dtype == ir.DataType.BOOL:
-        # masks: mostly set, and never all clear
+        # masks: mostly set, and never all clear but where they are conditions, which take both sides
         values = np.asarray(rng.random(shape) < 0.8)
-        values[(..., slice(0, 1)) if shape else ()] = True
+        values[(..., slice(0, 1)) if shape else ()] = law not in _OTHER_SIDE
     elif law == "constant rows" and shape:
         values = np.broadcast_to(rng.integers(0, port.limit, (*shape[:-1], 1)), shape)
     else:

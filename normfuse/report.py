@@ -4,7 +4,7 @@ Refusals are values: wherever a rule could have applied and did not, it says so 
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +75,8 @@ class Counts:
     Attributes:
         nodes: nodes in the graph, its subgraphs and the model-local functions, Constant nodes included.
         operators: how many there are of each operator type.
-        parameters: elements in all initializers.
-        bytes: bytes of all initializers.
+        parameters: elements in all initializers and Constant nodes.
+        bytes: bytes of all initializers and Constant nodes.
     """
 
     nodes: int
@@ -91,6 +91,9 @@ class Counts:
         parameters = size = 0
         for graph in model.graphs():
             operators.update(node.op_type for node in graph)
+            for tensor in _constants(graph):
+                parameters += tensor.size
+                size += tensor.nbytes
             for value in graph.initializers.values():
                 if value.const_value is not None:
                     parameters += value.const_value.size
@@ -137,6 +140,13 @@ class Report:
             "refusals": [asdict(refusal) for refusal in self.refusals],
             "parity": None if self.parity is None else self.parity.to_dict(),
         }
+
+
+def _constants(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
+    for node in graph:
+        value = node.attributes.get("value") if node.op_type == "Constant" and node.domain in ("", "ai.onnx") else None
+        if value is not None and value.type == ir.AttributeType.TENSOR and not value.is_ref():
+            yield value.as_tensor()
 
 
 def _counts(counts: Counts) -> dict[str, Any]:

@@ -24,25 +24,23 @@ class Target:
     Attributes:
         provider: `portable` (standard ONNX operators only), or what ONNX Runtime runs fastest on `cpu` or `cuda`.
         threads: intra-op threads that the session will use.
-        opset: the opset to write, or None to keep the model's own.
     """
 
     provider: Provider = "cpu"
     threads: int = 1
-    opset: int | None = None
 
     @classmethod
-    def parse(cls, target: "str | Target", threads: int | None = None, opset: int | None = None) -> Self:
+    def parse(cls, target: "str | Target", threads: int | None = None) -> Self:
         """Reads a target from its name.
 
         Raises:
             NormfuseError: the name is not one of `PROVIDERS`, or `threads` is not positive.
         """
         if isinstance(target, Target):
-            return cls(target.provider, threads or target.threads, opset or target.opset)
+            return cls(target.provider, threads or target.threads)
         for provider in PROVIDERS:
             if provider == target:
                 if threads is not None and threads < 1:
                     raise NormfuseError(f"threads must be at least 1, not {threads}")
-                return cls(provider, threads or _threads(), opset)
+                return cls(provider, threads or _threads())
         raise NormfuseError(f"unknown target {target!r}; choose one of {', '.join(PROVIDERS)}")

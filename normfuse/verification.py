@@ -64,7 +64,7 @@ class Parity:
         verdict = "passed" if self.passed else f"FAILED: {self.reason}"
         lines = [
             f"parity {verdict}",
-            f"judged by {self.judged_by} on {self.probes} probes: error {self.ratio:.2f} × the original's, "
+            f"judged by {self.judged_by} on {self.probes} probes: error ratio {self.ratio:.2f}, "
             f"{self.bits_lost:.1f} bits lost",
         ]
         lines += [
@@ -114,6 +114,11 @@ def verify(
     say("loading both models into ONNX Runtime")
     contest = Contest(*models, provider)
     deck, notes = _deck(contest, data, shapes)
+    kept = {value.name for value in models[1].graph.inputs}
+    lost = [str(value.name) for value in models[0].graph.inputs if value.is_initializer() and value.name not in kept]
+    if lost:
+        named = ", ".join(map(repr, lost[:3])) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        notes.append(f"initializers that a caller could set are constants in the candidate: {named}")
     judgement = judge_by_oracle(contest, deck, seeds, budget, say)
     if judgement.refused:
         notes.append(judgement.refused)

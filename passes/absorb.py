@@ -48,7 +48,7 @@ def conv_takes_before(offer: Offer) -> tuple[Deal, ...]:
 
     The shift is constant only where every tap of the kernel meets data: no zero padding.
     """
-    _data_input(offer)
+    offer.only_data()
     weight, groups = offer.constant(1), attribute(offer.node, "group", 1)
     scale, shift = _channels(offer.affine, 1, weight.shape[1] * groups)
     kernel = [1] * (weight.ndim - 2)
@@ -71,7 +71,7 @@ def conv_transpose_takes_before(offer: Offer) -> tuple[Deal, ...]:
 
     Elsewhere the number of taps that meet differs from output to output.
     """
-    _data_input(offer)
+    offer.only_data()
     weight, groups = offer.constant(1), attribute(offer.node, "group", 1)
     scale, shift = _channels(offer.affine, 1, weight.shape[0])
     dtype = offer.dtype(1)
@@ -337,11 +337,6 @@ def _channels(affine: Affine, axis: int | None, size: int) -> tuple[Float64, Flo
     if affine.size not in (1, size):
         raise RefusedError(f"the map has {affine.size} channels, the weight {size}")
     return affine.spread(size)
-
-
-def _data_input(offer: Offer) -> None:
-    if offer.index != 0:
-        raise RefusedError("it is a weight that is computed at run time")
 
 
 def _pads(node: ir.Node, kernel: tuple[int, ...]) -> bool:

@@ -69,6 +69,12 @@ def operator(node: ir.Node) -> str:
     return node.op_type if node.domain in ("", "ai.onnx") else ""
 
 
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The node that reads a value where it is the only one and the value is no output of the graph."""
+    uses = tuple(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
 def title(node: ir.Node) -> str:
     """A node as messages call it."""
     return f"{node.op_type} {node.name!r}" if node.name else node.op_type

@@ -207,10 +207,10 @@ def product_of_branches(offer: Offer) -> tuple[Deal, ...]:
 def scale_through_matmul(offer: Offer) -> tuple[Deal, ...]:
     """s · (A B) = (s · A) B = A (s · B) for computed A and B and one scale s for all."""
     affine = offer.affine
-    if affine.axis is not None or not affine.keeps_origin:
-        raise RefusedError("only one scale for all passes a product of two computed operands")
     if offer.weights.array(offer.input(0)) is not None or offer.weights.array(offer.input(1)) is not None:
         raise RefusedError("one of its operands is a weight")
+    if affine.axis is not None or not affine.keeps_origin:
+        raise RefusedError("only one scale for all passes a product of two computed operands")
     _keeps_range(offer)
     if offer.side == "before":
         return (Deal(needs=(Need(offer.node, 0, affine, "before"),)),)

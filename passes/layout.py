@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from normfuse.passes.access import Dim, RefusedError, attribute, dims, operator
+from normfuse.passes.access import Dim, RefusedError, attribute, dims, only_reader, operator
 from normfuse.passes.shapes import copied, left_over
 from normfuse.passes.weights import Weights, is_function_body
 from normfuse.report import Change
@@ -99,22 +99,16 @@ class LayoutPass(ir.passes.InPlacePass):
         self.changes.append(Change("layout", names, (), "lays its elements out as they were, or twice in a row"))
 
 
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    """The node that reads a value where it is the only one and the value is no output of the graph."""
-    uses = tuple(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
-
-
 def _reads(node: ir.Node, operators: Collection[str]) -> bool:
     """Whether the only reader of a node is of certain types, so that it ends the chain instead."""
-    reader = _only_reader(node.outputs[0])
+    reader = only_reader(node.outputs[0])
     return reader is not None and operator(reader) in operators and reader.inputs[0] is node.outputs[0]
 
 
 def _before(node: ir.Node, operators: Collection[str]) -> Iterator[ir.Node]:
     """The nodes in front of a node that are of certain types, each read by the next alone."""
     value = node.inputs[0]
-    while value is not None and _only_reader(value) is not None:
+    while value is not None and only_reader(value) is not None:
         producer = value.producer()
         if producer is None or operator(producer) not in operators or producer.graph is not node.graph:
             return

@@ -130,12 +130,12 @@ class Plan:
         stated = dims(node.outputs[index] if side == "after" else node.inputs[index])
         if affine.axis is not None and stated is not None and affine.axis >= len(stated):
             raise RefusedError(f"{where} {title(node)}: the value has no axis {affine.axis}")
-        reason = ""
+        reasons: list[str] = []
         for rule in rows:
             try:
                 deals = rule.law(offer)
             except RefusedError as refused:
-                reason = reason or f"{where} {title(node)}: {refused}"
+                reasons.append(f"{where} {title(node)}: {refused}")
                 continue
             for deal in deals:
                 mark = self._mark()
@@ -143,10 +143,10 @@ class Plan:
                     self._accept(rule, node, deal)
                 except RefusedError as refused:
                     self._withdraw(mark)
-                    reason = str(refused)
+                    reasons.append(str(refused))
                     continue
                 return
-        raise RefusedError(reason or f"{where} {title(node)}: nothing can take it")
+        raise RefusedError(", and ".join(dict.fromkeys(reasons)) or f"{where} {title(node)}: nothing can take it")
 
     def _accept(self, rule: Rule, node: ir.Node, deal: Deal) -> None:
         self.touched.append(node)

@@ -4,7 +4,7 @@ Weight standardization, weight norm, spectral norm, the rsqrt of a FrozenBN, cha
 front of a weight: all become initializers, computed in float64 and rounded once. Known shapes become constants.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -88,15 +88,17 @@ class PreparePass(ir.passes.InPlacePass):
         refusals: what was not done, with the reasons.
     """
 
-    def __init__(self, freeze: bool | None = None) -> None:
+    def __init__(self, freeze: bool | None = None, ignore: Collection[str] = ()) -> None:
         """Prepares models.
 
         Args:
             freeze: whether initializers that are listed as inputs become constants; None decides as
                 `freezes_by_itself` does.
+            ignore: names of rules not to use.
         """
         super().__init__()
-        self._freeze = freeze
+        self._freeze = False if "freeze" in ignore else freeze
+        self._constants, self._shapes = "constant" not in ignore, "known-shape" not in ignore
         self.changes: list[Change] = []
         self.refusals: list[Refusal] = []
 
@@ -109,8 +111,10 @@ class PreparePass(ir.passes.InPlacePass):
             for node in graph:
                 if operator(node) == "CastLike":
                     _state_dtype(node)
-        if self.fold_constants(model) | self.fold_shapes(model):
-            self.fold_constants(model)
+        changed = self._constants and self.fold_constants(model)
+        if (self._shapes and self.fold_shapes(model)) or changed:
+            if self._constants:
+                self.fold_constants(model)
             infer_shapes(model)
         return ir.passes.PassResult(model, bool(self.changes))
 
@@ -162,13 +166,16 @@ class PreparePass(ir.passes.InPlacePass):
     def _evaluate(self, model: ir.Model, graph: ir.Graph, nodes: list[ir.Node]) -> bool:
         """Replaces nodes by the constants that they compute; those that only move elements need no evaluator."""
         names = {node: node.name or node.op_type for node in nodes}
+        stored = _stored(model)
         rest = [node for node in nodes if not _move(graph, node)]
         for smooth, group in _groups(rest):
             self._run(model, graph, group, smooth)
         common.RemoveUnusedNodesPass()(model)
         gone = tuple(name for node, name in names.items() if node.graph is None)
         if gone:
-            self.changes.append(Change("constant", gone, (), "evaluated once: depends on weights alone"))
+            growth = _stored(model) - stored
+            cost = f"; the weights grow by {growth / 1e6:.1f} MB, --ignore constant leaves them" if growth > 1e6 else ""
+            self.changes.append(Change("constant", gone, (), f"evaluated once: depends on weights alone{cost}"))
         return bool(gone)
 
     def _run(self, model: ir.Model, graph: ir.Graph, nodes: list[ir.Node], smooth: bool) -> None:
@@ -242,6 +249,16 @@ def _move(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     _replace(graph, output, array, output.dtype or ir.DataType.from_numpy(array.dtype), None)
     return True
+
+
+def _stored(model: ir.Model) -> int:
+    """Bytes of the initializers."""
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
 
 
 def freezes_by_itself(model: ir.Model) -> bool:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from normfuse.passes.access import operator
+from normfuse.passes.access import only_reader, operator
+from normfuse.passes.weights import constant_tensor
 
 _GELU_REACH = 4
 
@@ -29,11 +30,11 @@ def kept_for_runtime(graph: ir.Graph) -> dict[ir.Node, str]:
 
 def _gelu(core: ir.Node) -> Iterator[ir.Node]:
     """What stands around an Erf or Tanh whose result is added to a constant and multiplied."""
-    following = _only_reader(core.outputs[0])
-    if following is None or following.op_type != "Add":
+    following = only_reader(core.outputs[0])
+    if following is None or following.op_type != "Add" or not any(_is_one(value) for value in following.inputs):
         return
     yield following
-    product = _only_reader(following.outputs[0])
+    product = only_reader(following.outputs[0])
     for _ in range(2):
         if product is None or product.op_type != "Mul":
             break
@@ -42,8 +43,13 @@ def _gelu(core: ir.Node) -> Iterator[ir.Node]:
             factor = None if value is None else value.producer()
             if factor is not None and factor.op_type in ("Div", "Mul"):
                 yield factor
-        product = _only_reader(product.outputs[0])
+        product = only_reader(product.outputs[0])
     yield from _arithmetic_before(core, _GELU_REACH)
+
+
+def _is_one(value: ir.Value | None) -> bool:
+    tensor = constant_tensor(value)
+    return tensor is not None and tensor.size == 1 and float(tensor.numpy().ravel()[0]) == 1.0
 
 
 def _arithmetic_before(node: ir.Node, reach: int) -> Iterator[ir.Node]:
@@ -72,16 +78,11 @@ def _is_standardized(node: ir.Node) -> bool:
 
 def _tail(node: ir.Node) -> Iterator[ir.Node]:
     """The Mul and the Add behind a standardized value, with a Cast between them."""
-    reader = _only_reader(node.outputs[0])
+    reader = only_reader(node.outputs[0])
     for _ in range(3):
         if reader is None or reader.op_type not in ("Add", "Cast", "Mul"):
             return
         yield reader
         if reader.op_type == "Add":
             return
-        reader = _only_reader(reader.outputs[0])
-
-
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    uses = tuple(value.uses())
-    return uses[0].node if len(uses) == 1 else None
+        reader = only_reader(reader.outputs[0])

@@ -237,7 +237,7 @@ REFUSES = [
         "v = Relu(x) a = Mul(v, k) y = Conv(z, a)",
         "4,4,1,1",
         "4,4,7,7",
-        expected="it is a weight that is computed at run time",
+        expected="it is not the data of the operator",
         z=(4, 4, 7, 7),
         k=(4, 1, 1),
     ),

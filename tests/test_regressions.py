@@ -16,13 +16,17 @@ from tests.parity import ops, reasons_of
 FLOAT = TensorProto.FLOAT
 
 
+def floats(values: Any) -> np.ndarray[Any, Any]:
+    return np.asarray(values, np.float32)
+
+
 def model(
     nodes: list[onnx.NodeProto],
     inputs: dict[str, list[Any]],
     outputs: dict[str, list[Any] | None],
     functions: tuple[str, ...] = (),
     dtype: int = FLOAT,
-    **weights: np.ndarray[Any, Any],
+    **weights: Any,
 ) -> onnx.ModelProto:
     """A model; each of `functions` is a model-local function exp(x) of that name, in the domain `local`."""
     graph = helper.make_graph(
@@ -104,7 +108,7 @@ def test_a_size_that_is_rounded_down_stays() -> None:
         N("Concat", ["s0", "si"], ["sz"], axis=0),
         N("Resize", ["x", "", "", "sz"], ["y"], mode="nearest"),
     ]
-    result = assert_same(model(nodes, {"x": [1, 2, 10, 10]}, {"y": [1, 2, None, None]}, k=np.float32([0.7, 0.7])))
+    result = assert_same(model(nodes, {"x": [1, 2, 10, 10]}, {"y": [1, 2, None, None]}, k=floats([0.7, 0.7])))
     assert ops(result) == {"Resize": 1}
 
 
@@ -125,7 +129,7 @@ def test_a_size_that_is_rounded_down_stays() -> None:
             ("Reshape",),
             [N("Reshape", ["x"], ["t"], domain="local"), N("Reshape", ["t", "s"], ["u"]), N("Relu", ["u"], ["y"])],
             {"y": None},
-            {"s": np.int64([9])},
+            {"s": np.array([9], np.int64)},
         ),
         (
             ("Size",),
@@ -136,7 +140,7 @@ def test_a_size_that_is_rounded_down_stays() -> None:
                 N("Relu", ["d"], ["y"]),
             ],
             {"y": None, "s": None},
-            {"w": np.float32([[1, 2], [3, 4], [5, 7]]), "k": np.float32([2, 3])},
+            {"w": floats([[1, 2], [3, 4], [5, 7]]), "k": floats([2, 3])},
         ),
     ],
     ids=["transpose", "reshape", "size"],
@@ -169,14 +173,14 @@ def test_weights_without_elements_are_left_alone() -> None:
         {"x": [1, 2, 4, 4]},
         {"y": [1, 0, 4, 4]},
         w=np.zeros((0, 2, 1, 1), np.float32),
-        k=np.float32(2),
+        k=floats(2),
     )
     part = model(
         [N("Sin", ["x"], ["s"]), N("Concat", ["s", "w"], ["c"], axis=1), N("Mul", ["c", "k"], ["y"])],
         {"x": [2, 3]},
         {"y": [2, 3]},
         w=np.zeros((2, 0), np.float32),
-        k=np.float32([1, 2, 3]),
+        k=floats([1, 2, 3]),
     )
     for original in (empty, part):
         result: onnx.ModelProto = normfuse.optimize(original, verify=False).model
@@ -189,8 +193,8 @@ def test_the_doc_string_of_an_output_stays() -> None:
         [N("MatMul", ["x", "w"], ["c"]), N("Mul", ["c", "k"], ["y"])],
         {"x": [2, 3]},
         {"y": [2, 2]},
-        w=np.float32([[1, 2], [3, 4], [5, 7]]),
-        k=np.float32([2, 3]),
+        w=floats([[1, 2], [3, 4], [5, 7]]),
+        k=floats([2, 3]),
     )
     original.graph.output[0].doc_string = "what it means"
     original.graph.initializer[0].doc_string = "a weight"
@@ -222,7 +226,7 @@ def test_a_result_of_bytes_can_be_saved(tmp_path: Any) -> None:
 
 def test_a_shape_for_an_input_that_is_not_there_is_an_error() -> None:
     original = model([N("Neg", ["x"], ["y"])], {"x": ["n"]}, {"y": ["n"]})
-    with pytest.raises(NormfuseError, match=r"no input 'z'.*x"):
+    with pytest.raises(NormfuseError, match="no input 'z'"):
         normfuse.verify(original, original, shapes={"z": (2,)})
 
 
@@ -242,7 +246,7 @@ def test_a_rule_is_not_a_string_of_letters() -> None:
 
 def test_negative_dimensions_are_unknown() -> None:
     original = model(
-        [N("Mul", ["x", "k"], ["c"]), N("Relu", ["c"], ["y"])], {"x": [-1, 3]}, {"y": [-1, 3]}, k=np.float32([1, 2, 3])
+        [N("Mul", ["x", "k"], ["c"]), N("Relu", ["c"], ["y"])], {"x": [-1, 3]}, {"y": [-1, 3]}, k=floats([1, 2, 3])
     )
     (site,) = normfuse.inspect(original)
     assert "-1" not in str(site.to_dict())
@@ -250,9 +254,7 @@ def test_negative_dimensions_are_unknown() -> None:
 
 def test_an_ir_model_is_not_changed() -> None:
     nodes = [N("MatMul", ["x", "w"], ["c"]), N("Mul", ["c", "k"], ["y"])]
-    source = ir.from_proto(
-        model(nodes, {"x": [2, 3]}, {"y": [2, 2]}, w=np.ones((3, 2), np.float32), k=np.float32([2, 3]))
-    )
+    source = ir.from_proto(model(nodes, {"x": [2, 3]}, {"y": [2, 2]}, w=np.ones((3, 2), np.float32), k=floats([2, 3])))
     before = ir.to_proto(source).SerializeToString(deterministic=True)
     normfuse.optimize(source, verify=False)
     assert ir.to_proto(source).SerializeToString(deterministic=True) == before
