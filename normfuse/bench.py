@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from normfuse.errors import ModelError, NormfuseError, TargetError
+from normfuse.errors import NormfuseError, TargetError
 
 if TYPE_CHECKING:
     from normfuse.model import Source
@@ -193,16 +193,16 @@ def _session(model: "Source", label: str, provider: str, threads: int, level: Le
 
 
 def _loadable(model: "Source") -> str | bytes:
-    """The model as ONNX Runtime takes it: a path, so that external data is found, or its bytes."""
-    if isinstance(model, bytes):
-        return model
-    if isinstance(model, str | os.PathLike):
-        if not os.path.isfile(model):
-            raise ModelError(f"{model}: no such file; give the path of an .onnx file")
-        return os.fspath(model)
+    """A valid model as ONNX Runtime takes it: a path, so that external data is found, or bytes.
+
+    Raises:
+        NormfuseError: there is no such file.
+        ModelError: it is no valid model.
+    """
     from normfuse.model import load, serialize
 
-    return serialize(load(model))
+    loaded = load(model)
+    return os.fspath(model) if isinstance(model, str | os.PathLike) else serialize(loaded)
 
 
 def _feed(session: Any, shapes: Mapping[str, Sequence[int]], rng: np.random.Generator) -> dict[str, np.ndarray]:

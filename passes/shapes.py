@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from normfuse.passes.access import Dim, RefusedError, attribute, dims
+from normfuse.passes.access import Dim, RefusedError, attribute, dims, operator
 from normfuse.passes.reshaping import Extent
 from normfuse.passes.weights import constant_tensor
 
@@ -32,7 +32,7 @@ def reshape_constants(graph: ir.Graph) -> Iterator[tuple[ir.Node, list[int]]]:
     """Reshapes whose shape is computed, or says −1 for a dimension of the input, each with the constant to use."""
     known = _known(graph)
     for node in graph:
-        if node.op_type != "Reshape" or node.domain not in ("", "ai.onnx") or "allowzero" in node.attributes:
+        if operator(node) != "Reshape" or _allows_zero(node):
             continue
         shape, data = node.inputs[1], dims(node.inputs[0])
         if shape is None or data is None:
@@ -50,6 +50,12 @@ def reshape_constants(graph: ir.Graph) -> Iterator[tuple[ir.Node, list[int]]]:
             filled = [data[i] if n == 0 and i < len(data) else n for i, n in enumerate(stated)]
             if left_over(filled, place, data) is not None:
                 yield node, [0 if i == place else n for i, n in enumerate(stated)]
+
+
+def _allows_zero(node: ir.Node) -> bool:
+    """Whether 0 does not copy a dimension, or whether it does is for the caller of a function to say."""
+    found = node.attributes.get("allowzero")
+    return found is not None and (found.is_ref() or bool(found.as_int()))
 
 
 def left_over(dims: list[Dim], place: int, data: list[Dim]) -> str | None:
@@ -70,7 +76,7 @@ def _known(graph: ir.Graph) -> dict[ir.Value, tuple[Known, bool]]:
     """What is known of the small integer vectors that nodes compute."""
     known: dict[ir.Value, tuple[Known, bool]] = {}
     for node in graph:
-        if node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
+        if not operator(node) or len(node.outputs) != 1:
             continue
         try:
             found = _integers(node, known)

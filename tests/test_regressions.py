@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]  # it has no annotations
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -92,7 +92,7 @@ SEVEN = [N("Mul", ["ten", "seventh"], ["seven"])]
 def test_constants_are_evaluated_as_the_model_says(name: str, nodes: list[onnx.NodeProto]) -> None:
     weights = {"ten": 10.0, "seventh": 0.7, "exact": 7.0, "zero": 0.0, "large": 100.0, "tiny": 1e-30, "odd": 2049.0}
     used = {value for node in nodes for value in node.input}
-    arrays = {key: np.array([number], np.float32) for key, number in weights.items() if key in used}
+    arrays: dict[str, Any] = {key: np.array([number], np.float32) for key, number in weights.items() if key in used}
     result = assert_same(model(nodes, {"x": [3]}, {"y": [3]}, **arrays))
     assert len(result.graph.node) <= len(nodes)
 
@@ -258,3 +258,29 @@ def test_an_ir_model_is_not_changed() -> None:
     before = ir.to_proto(source).SerializeToString(deterministic=True)
     normfuse.optimize(source, verify=False)
     assert ir.to_proto(source).SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize(("allowzero", "left"), [(0, {"Reshape": 1}), (1, {"Concat": 1, "Reshape": 1, "Shape": 1})])
+def test_a_shape_that_copies_the_batch_is_a_constant(allowzero: int, left: dict[str, int]) -> None:
+    nodes = [
+        N("Shape", ["x"], ["n"], start=0, end=1),
+        N("Concat", ["n", "rest"], ["s"], axis=0),
+        N("Reshape", ["x", "s"], ["y"], allowzero=allowzero),
+    ]
+    original = model(nodes, {"x": ["n", 2, 3]}, {"y": ["n", 6]}, rest=np.array([6], np.int64))
+    result = normfuse.optimize(original)
+    assert result.report.parity is not None
+    assert result.report.parity.passed
+    assert ops(result.model) == left
+
+
+@pytest.mark.parametrize(("content", "status"), [(None, 2), (b"", 3), (b"not a model", 3)])
+def test_bench_says_what_is_wrong_as_other_verbs_do(tmp_path: Any, content: bytes | None, status: int) -> None:
+    from normfuse.bench import bench
+
+    path = tmp_path / "a.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(NormfuseError) as caught:
+        bench([path])
+    assert caught.value.exit_status == status
