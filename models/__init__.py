@@ -50,7 +50,7 @@ _PHOTO = ((1, 3, 224, 224),)
 LARGE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
-        Entry("levit-large", partial(LeViT, 128, 4, 16, 9, 112, 1000), ((1, 3, 112, 112),)),
+        Entry("levit-large", partial(LeViT, 128, 4, 16, 9, 224, 1000), _PHOTO),
         Entry("dense-net-large", partial(dense_net, 64, 32, 8, 1000), _PHOTO, keeps=18),
         Entry("preactivation-resnet-large", partial(preactivation_resnet, 64, 3, 1000), ((1, 3, 64, 64),), keeps=4),
         Entry("unet-large", partial(UNet, 24), ((1, 3, 192, 192),)),

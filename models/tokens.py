@@ -51,7 +51,7 @@ class Residual(nn.Module):
 
 
 class LeViT(nn.Module):
-    """LeViT's form: a convolutional stem, blocks of attention and MLP over tokens, BatchNorm1d → Linear as the head.
+    """LeViT's form: four convolutions to 1/16 of the size, attention and MLP over tokens, BatchNorm1d → Linear.
 
     Every norm is a BatchNormalization behind a MatMul or Conv, or in front of a Gemm. Input: (N, 3, size, size).
     """
@@ -61,11 +61,12 @@ class LeViT(nn.Module):
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            conv_bn_act(2, 3, channels // 2, stride=2, act=nn.Hardswish()),
-            conv_bn_act(2, channels // 2, channels, stride=2, act=nn.Hardswish()),
-            conv_bn_act(2, channels, channels, stride=2, act=nn.Identity()),
+            conv_bn_act(2, 3, channels // 8, stride=2, act=nn.Hardswish()),
+            conv_bn_act(2, channels // 8, channels // 4, stride=2, act=nn.Hardswish()),
+            conv_bn_act(2, channels // 4, channels // 2, stride=2, act=nn.Hardswish()),
+            conv_bn_act(2, channels // 2, channels, stride=2, act=nn.Identity()),
         )
-        tokens = (size // 8) ** 2
+        tokens = (size // 16) ** 2
         self.blocks = nn.Sequential(
             *(
                 nn.Sequential(
