@@ -1,8 +1,8 @@
 """prepare: what depends on weights alone is evaluated once, and the shapes are inferred.
 
 Weight standardization, weight norm, spectral norm, the rsqrt of a FrozenBN, chains of Unsqueeze, Cast and Identity in
-front of a weight: all become initializers, computed in float64 and rounded once; where something discrete is computed, as
-a size, in the types of the model. Known shapes become constants.
+front of a weight: all become initializers, computed in float64 and rounded once; what leads to something discrete, as a
+size, is computed in the types of the model. Known shapes become constants.
 """
 
 from collections.abc import Collection, Iterable, Iterator
