@@ -81,6 +81,10 @@ _INITIAL_IR_VERSION = 4
 """From this IR version on, an initializer need not be an input of the graph, and one that is may be overridden."""
 
 
+_ROUNDS = 16
+"""Shapes that become constants tell inference of more shapes: at most this often."""
+
+
 class PreparePass(ir.passes.InPlacePass):
     """Makes constants of what is constant.
 
@@ -113,10 +117,13 @@ class PreparePass(ir.passes.InPlacePass):
                 if operator(node) == "CastLike":
                     _state_dtype(node)
         changed = self._constants and self.fold_constants(model)
-        if (self._shapes and self.fold_shapes(model)) or changed:
+        for _ in range(_ROUNDS):
+            if not (self._shapes and self.fold_shapes(model)) and not changed:
+                break
             if self._constants:
                 self.fold_constants(model)
             infer_shapes(model)
+            changed = False
         return ir.passes.PassResult(model, bool(self.changes))
 
     def freeze_inputs(self, model: ir.Model) -> None:
@@ -159,8 +166,10 @@ class PreparePass(ir.passes.InPlacePass):
             name = weights.fresh(f"{node.outputs[0].name}_shape")
             constant = ir.Value(name=name, const_value=ir.tensor(np.asarray(shape, np.int64), name=name))
             model.graph.register_initializer(constant)
+            stated = node.inputs[1]
             node.replace_input_with(1, constant)
-            self.changes.append(Change("known-shape", (node.name or node.op_type,), (), f"reshapes to {shape}"))
+            if constant_tensor(stated) is None:  # 0 for −1 says the same in words that inference understands
+                self.changes.append(Change("known-shape", (node.name or node.op_type,), (), f"reshapes to {shape}"))
             changed = True
         return changed
 

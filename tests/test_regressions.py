@@ -284,3 +284,24 @@ def test_bench_says_what_is_wrong_as_other_verbs_do(tmp_path: Any, content: byte
     with pytest.raises(NormfuseError) as caught:
         bench([path])
     assert caught.value.exit_status == status
+
+
+def test_a_second_run_finds_nothing_to_do() -> None:
+    nodes = [
+        N("Reshape", ["x", "flat"], ["r"]),
+        N("MatMul", ["r", "w"], ["m"]),
+        N("Mul", ["m", "k"], ["s"]),
+        N("Reshape", ["s", "back"], ["y"]),
+    ]
+    original = model(
+        nodes,
+        {"x": ["n", 2, 3]},
+        {"y": ["n", 2, 2]},
+        flat=np.array([-1, 3], np.int64),
+        back=np.array([-1, 2, 2], np.int64),
+        w=floats([[1, 2], [3, 4], [5, 7]]),
+        k=floats([2, 3]),
+    )
+    first = normfuse.optimize(original, verify=False)
+    assert first.report.changes
+    assert normfuse.optimize(first.model, verify=False).report.changes == []
