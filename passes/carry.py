@@ -14,7 +14,8 @@ from normfuse.passes.access import RefusedError, attribute, known_dims, rank
 from normfuse.passes.carry_places import PLACES
 from normfuse.passes.deal import Deal, Need, Offer, passes_on
 from normfuse.passes.rule import Rule
-from normfuse.passes.weights import constant_tensor, is_float
+from normfuse.passes.sources import drops_nothing
+from normfuse.passes.weights import is_float
 
 _RANGE = {ir.DataType.FLOAT16: 5, ir.DataType.BFLOAT16: 8, ir.DataType.FLOAT: 8, ir.DataType.DOUBLE: 11}
 """Bits of the exponent."""
@@ -307,13 +308,7 @@ def _resized(offer: Offer) -> set[int]:
 def dropout(offer: Offer) -> tuple[Deal, ...]:
     """At inference a Dropout is the identity."""
     offer.only_data()
-    flag = offer.input(2)
-    if offer.weights.opset < 7 and not attribute(offer.node, "is_test", 0):
-        raise RefusedError("is_test=0: it drops values")
-    if flag is not None:
-        tensor = constant_tensor(flag)
-        if tensor is None or bool(np.any(tensor.numpy())):
-            raise RefusedError("training_mode is set: it drops values")
+    drops_nothing(offer.node, offer.weights)
     return (passes_on(offer, offer.affine),)
 
 

@@ -270,9 +270,8 @@ def _graphs(model: ir.Model) -> Iterator[tuple[ir.Graph, int]]:
     for graph in (model.graph, *model.graph.subgraphs()):
         yield graph, opset
     for function in model.functions.values():
-        opset = function.opset_imports.get("", opset)
         for graph in (function.graph, *function.subgraphs()):
-            yield graph, opset
+            yield graph, function.opset_imports.get("", opset)
 
 
 def _is_replaceable(site: Site) -> bool:

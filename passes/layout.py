@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator
 
-import numpy as np
 import onnx_ir as ir
 
 from normfuse.passes.access import Dim, RefusedError, attribute, dims, only_reader, operator
@@ -57,7 +56,7 @@ class LayoutPass(ir.passes.InPlacePass):
         node.op_type = "Reshape"
         node.resize_inputs(2)
         node.replace_input_with(0, data)
-        node.replace_input_with(1, _integers(node, shape, weights))
+        node.replace_input_with(1, weights.new_shape(shape, node))
         _remove(chain[1:])
 
     def join_transposes(self, node: ir.Node) -> None:
@@ -121,15 +120,6 @@ def _shape_of(old: list[Dim], new: list[Dim]) -> list[int] | None:
     wanted = [copied(dim, place, old) for place, dim in enumerate(new)]
     shape = [dim if isinstance(dim, int) else -1 for dim in wanted]
     return shape if shape.count(-1) <= 1 and 0 not in new else None
-
-
-def _integers(node: ir.Node, numbers: list[int], weights: Weights) -> ir.Value:
-    assert node.graph is not None
-    name = weights.fresh(f"{node.outputs[0].name}_shape")
-    value = ir.Value(name=name, const_value=ir.tensor(np.asarray(numbers, np.int64), name=name))
-    value.shape, value.dtype = ir.Shape([len(numbers)]), ir.DataType.INT64
-    node.graph.register_initializer(value)
-    return value
 
 
 def _remove(nodes: list[ir.Node]) -> None:

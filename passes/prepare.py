@@ -161,13 +161,11 @@ class PreparePass(ir.passes.InPlacePass):
             _replace(model.graph, value, array, ir.DataType.from_numpy(array.dtype), None)
             self.changes.append(Change("known-shape", (node.name or node.op_type,), (), "its dimensions are known"))
             changed = True
+        weights: Weights | None = None
         for node, shape in reshape_constants(model.graph):
-            weights = Weights(model)
-            name = weights.fresh(f"{node.outputs[0].name}_shape")
-            constant = ir.Value(name=name, const_value=ir.tensor(np.asarray(shape, np.int64), name=name))
-            model.graph.register_initializer(constant)
             stated = node.inputs[1]
-            node.replace_input_with(1, constant)
+            weights = weights or Weights(model)
+            node.replace_input_with(1, weights.new_shape(shape, node))
             if constant_tensor(stated) is None:  # 0 for −1 says the same in words that inference understands
                 self.changes.append(Change("known-shape", (node.name or node.op_type,), (), f"reshapes to {shape}"))
             changed = True

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.affine import Affine, Float64
-from normfuse.passes.access import RefusedError, attribute, known_dims
+from normfuse.passes.access import RefusedError, attribute, known_dims, operator
 from normfuse.passes.rule import Rule
 from normfuse.passes.weights import Weights, constant_tensor
 
@@ -100,14 +100,23 @@ def negation(node: ir.Node, weights: Weights) -> tuple[int, Affine] | None:
     return 0, Affine.of(None, -1.0, 0.0)
 
 
+def drops_nothing(node: ir.Node, weights: Weights) -> None:
+    """Makes sure that a Dropout is at inference, where it is the identity.
+
+    Raises:
+        RefusedError: it is in training mode, or may be.
+    """
+    _at_inference(node, weights)
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        training = constant_tensor(node.inputs[2])
+        if training is None or bool(np.any(training.numpy())):
+            raise RefusedError("training_mode is set: it drops values")
+
+
 def identity(node: ir.Node, weights: Weights) -> tuple[int, Affine] | None:
     """y = x; a Dropout at inference is one."""
     if node.op_type == "Dropout":
-        _at_inference(node, weights)
-        if len(node.inputs) > 2 and node.inputs[2] is not None:
-            training = constant_tensor(node.inputs[2])
-            if training is None or bool(np.any(training.numpy())):
-                raise RefusedError("training_mode is set: it drops values")
+        drops_nothing(node, weights)
         if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
             raise RefusedError("its mask is read")
     return 0, Affine.identity()
@@ -157,10 +166,8 @@ BIAS = Rule(
 
 def read(node: ir.Node, weights: Weights, rules: tuple[Rule, ...] = SOURCES) -> Source | str | None:
     """Reads a node as an affine map; a str says why a node that could be one is not, None that it is none."""
-    if node.domain not in ("", "ai.onnx"):
-        return None
     for rule in rules:
-        if node.op_type not in rule.operators:
+        if operator(node) not in rule.operators:
             continue
         try:
             found = rule.law(node, weights)

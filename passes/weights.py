@@ -175,6 +175,15 @@ class Weights:
         value.meta[EXACT] = array
         return value
 
+    def new_shape(self, shape: list[int], reader: ir.Node) -> ir.Value:
+        """A new int64 initializer for a Reshape outside of functions."""
+        assert reader.graph is not None
+        name = self.fresh(f"{reader.outputs[0].name}_shape")
+        value = ir.Value(name=name, const_value=ir.tensor(np.asarray(shape, np.int64), name=name))
+        value.shape, value.dtype = ir.Shape([len(shape)]), ir.DataType.INT64
+        reader.graph.register_initializer(value)
+        return value
+
     def put(self, node: ir.Node, index: int, array: Float64, dtype: ir.DataType) -> None:
         """Sets the constant at an input of a node, in place where nobody else reads it, as a copy otherwise."""
         old = node.inputs[index] if index < len(node.inputs) else None
