@@ -557,4 +557,4 @@ finally:
 """
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stderr == "[]\n"
-    assert process.stdout.startswith("Usage:") or arguments == ["--version"]
+    assert process.stdout.startswith("normfuse" if arguments == ["--version"] else "Usage:")
