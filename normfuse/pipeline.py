@@ -1,7 +1,4 @@
-"""The pipeline: load → prepare → fold → clean, with observers between the stages.
-
-LIFT stands between prepare and fold, LOWER between fold and clean; they come with the recognisers and lowerings.
-"""
+"""The pipeline: load → prepare → LIFT → FOLD → LOWER → layout → clean → save, with observers between the stages."""
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -18,7 +15,11 @@ from normfuse.passes.clean import CleanPass
 from normfuse.passes.fold import FoldPass
 from normfuse.passes.fold_rules import FOLD_RULES
 from normfuse.passes.layout import LayoutPass
+from normfuse.passes.lift import LiftPass
+from normfuse.passes.lower import LowerPass, RestorePass
+from normfuse.passes.lowerings import LOWERINGS
 from normfuse.passes.prepare import PreparePass
+from normfuse.passes.recognizers import RECOGNIZERS
 from normfuse.passes.rule import Rule
 from normfuse.report import Counts, Report, unique
 from normfuse.target import Target
@@ -42,7 +43,7 @@ class Result:
 
 def rules() -> tuple[Rule, ...]:
     """All rules, in the order of the stages."""
-    return prepare.RULES + FOLD_RULES + clean.RULES
+    return (*prepare.RULES, *RECOGNIZERS, *FOLD_RULES, *LOWERINGS, *clean.RULES)
 
 
 def optimize(
@@ -128,20 +129,21 @@ def rewrite(
         NormfuseError: a rule is not known, or an argument is wrong.
     """
     _check_rules(select, ignore)
-    Target.parse(target, threads)
+    where = Target.parse(target, threads)
     before = Counts.of(model)
     typed = _typed_names(model)
     declared = [(value.type, value.shape) for value in model.graph.outputs]
     preparing, folding, joining = PreparePass(freeze, ignore), FoldPass(select, ignore), LayoutPass()
+    lifting, lowering = LiftPass(ignore), LowerPass(where, ignore)
     stages: dict[str, ir.passes.PassBase] = {
         "prepare": preparing,
-        # LIFT recognises normalizations here.
+        "lift": lifting,
         "fold": folding,
-        # LOWER writes them, and what could not be folded, for the target here.
+        "lower": RestorePass() if "lower" in ignore else lowering,
         "layout": joining,
         "clean": CleanPass(),
     }
-    for name in stages.keys() & set(ignore):
+    for name in stages.keys() & set(ignore) - {"lower"}:
         del stages[name]
     with _quiet():
         for name, stage in stages.items():
@@ -154,8 +156,8 @@ def rewrite(
     return Report(
         before,
         Counts.of(model),
-        [*preparing.changes, *folding.changes, *joining.changes],
-        unique([*preparing.refusals, *folding.refusals]),
+        [*preparing.changes, *folding.changes, *lowering.changes, *joining.changes],
+        unique([*preparing.refusals, *lifting.refusals, *folding.refusals, *lowering.refusals]),
     )
 
 

@@ -24,6 +24,7 @@ from normfuse.passes.absorb_affine import is_writable, write
 from normfuse.passes.access import RefusedError, dims, operator, title
 from normfuse.passes.deal import Need
 from normfuse.passes.fold_rules import ABSORB, BIAS, CARRY, SOURCES
+from normfuse.passes.lifted import DOMAIN
 from normfuse.passes.plan import Plan
 from normfuse.passes.rule import Rule
 from normfuse.passes.runtime_fusions import kept_for_runtime
@@ -270,6 +271,8 @@ def _graphs(model: ir.Model) -> Iterator[tuple[ir.Graph, int]]:
     for graph in (model.graph, *model.graph.subgraphs()):
         yield graph, opset
     for function in model.functions.values():
+        if function.domain == DOMAIN:
+            continue  # what was lifted is one node
         for graph in (function.graph, *function.subgraphs()):
             yield graph, function.opset_imports.get("", opset)
 

@@ -14,7 +14,7 @@ class Rule:
 
     Attributes:
         name: unique, lower case with hyphens; what reports, `--select` and `--ignore` call it.
-        kind: the table it stands in: `source`, `absorb`, `carry`, `prepare` or `clean`.
+        kind: the table it stands in: a stage of the pipeline, or for FOLD `source`, `absorb` or `carry`.
         operators: ONNX operator types it looks at, in the default domain; empty where it looks at all.
         side: where the affine map stands as seen from the operator; None where the rule serves both sides.
         law: the function that applies it; its docstring holds the formula.
@@ -22,7 +22,7 @@ class Rule:
     """
 
     name: str
-    kind: Literal["source", "absorb", "carry", "prepare", "clean"]
+    kind: Literal["opset", "prepare", "lift", "source", "absorb", "carry", "lower", "block", "clean"]
     operators: tuple[str, ...]
     side: Side | None
     law: Callable[..., Any]

@@ -1,0 +1,222 @@
+"""Lifted nodes: a call of a model-local function whose body is the very nodes that were recognised.
+
+Lifting changes no number: each intermediate model runs, and `inline` puts the nodes back as they were. What a call
+computes is written in its metadata: a `Standardize`, or an activation.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from normfuse.passes.access import RefusedError
+
+DOMAIN = "normfuse"
+
+_MEANING = "normfuse.meaning"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a recogniser found.
+
+    Attributes:
+        meaning: what the nodes compute: a `Standardize`, or an activation.
+        data: the value that they compute it of.
+        output: the value that holds the result; everything else they compute is read by them alone.
+        nodes: the nodes, those that only compute constants not included.
+        scale: a value that the nodes multiply the result by, broadcast against it as numpy does; None where they do
+            not.
+        bias: a value that they add at last; None where they do not.
+    """
+
+    meaning: object
+    data: ir.Value
+    output: ir.Value
+    nodes: tuple[ir.Node, ...]
+    scale: ir.Value | None = None
+    bias: ir.Value | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lifted:
+    """What the metadata of a call hold.
+
+    Attributes:
+        meaning: what it computes.
+        data: the index of the input that it computes it of.
+        scale: the index of the input that the result is multiplied by, or None.
+        bias: the index of the input that is added at last, or None.
+        names: names of the nodes in its body, for reports.
+    """
+
+    meaning: object
+    data: int
+    scale: int | None
+    bias: int | None
+    names: tuple[str, ...] = field(default=())
+
+
+def lifted(node: ir.Node | None) -> Lifted | None:
+    """What a node that was lifted computes; None for any other node."""
+    return None if node is None or node.domain != DOMAIN else node.meta.get(_MEANING)
+
+
+def members(output: ir.Value, inputs: Iterable[ir.Value], limit: int = 64) -> tuple[ir.Node, ...]:
+    """The nodes between some values and an output, in the order of the graph.
+
+    Args:
+        output: what they compute.
+        inputs: where to stop: the data, scale and bias, and what else comes from outside. Constants stop by
+            themselves: values without a producer.
+        limit: as many nodes at most.
+
+    Raises:
+        RefusedError: a value between is read by another node or is an output of the graph, or there are too many.
+    """
+    stops, found, pending = set(inputs), dict[ir.Node, None](), [output]
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if value in stops or node is None or node in found:
+            continue
+        found[node] = None
+        if len(found) > limit:
+            raise RefusedError("it has too many nodes")
+        for graph_node in (node, *_inner(node)):
+            pending.extend(one for one in graph_node.inputs if one is not None)
+    graph = next(iter(found)).graph if found else None
+    for node in found:
+        if node.graph is not graph:
+            raise RefusedError("its nodes stand in more than one graph")
+        for value in node.outputs:
+            if value is output:
+                continue
+            if value.is_graph_output():
+                raise RefusedError(f"{value.name!r} is an output of the graph")
+            for use in value.uses():
+                if use.node not in found and not any(use.node in _inner(one) for one in found):
+                    raise RefusedError(f"{value.name!r} is also read by {use.node.op_type} {use.node.name!r}")
+    return tuple(sorted(found, key=_positions(graph, found).__getitem__))
+
+
+def _positions(graph: ir.Graph | ir.Function | None, nodes: Iterable[ir.Node]) -> dict[ir.Node, int]:
+    """The order of a few nodes, by their data: each behind those that it reads."""
+    left, order = dict.fromkeys(nodes), dict[ir.Node, int]()
+
+    def place(node: ir.Node) -> None:
+        if node in order or node not in left:
+            return
+        for inner in (node, *_inner(node)):
+            for value in inner.inputs:
+                producer = None if value is None else value.producer()
+                if producer is not None and producer is not node:
+                    place(producer)
+        order[node] = len(order)
+
+    for node in left:
+        place(node)
+    return order
+
+
+def _inner(node: ir.Node) -> tuple[ir.Node, ...]:
+    """The nodes in the subgraphs of a node."""
+    graphs = [
+        graph
+        for attribute in node.attributes.values()
+        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) and not attribute.is_ref()
+        for graph in ([attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs())
+    ]
+    return tuple(inner for graph in graphs for inner in graph.all_nodes())
+
+
+def lift(model: ir.Model, found: Found, operator: str, overload: str) -> ir.Node:
+    """Replaces the nodes of a find by one call of a function that holds them.
+
+    Args:
+        model: the model; it gets the function.
+        found: what was recognised.
+        operator: the name of the function: `Standardize` or `Activation`.
+        overload: tells it from the other functions of that name.
+
+    Returns:
+        the call. Its output has the name of the output of the find, its first inputs are data, scale and bias.
+    """
+    body = list(found.nodes)
+    graph = body[-1].graph
+    assert graph is not None
+    inside = {value for node in (*body, *(one for node in body for one in _inner(node))) for value in node.outputs}
+    wanted = [value for value in (found.data, found.scale, found.bias) if value is not None]
+    readers = [inner for node in body for inner in (node, *_inner(node))]
+    wanted += [value for node in readers for value in node.inputs if value is not None and value not in inside]
+    outside = [value for value in dict.fromkeys(wanted) if not _is_bound(value, body)]
+    output = found.output
+    anchor = output.producer()  # it reads all the others, so it stands last
+    assert anchor is not None
+    call = ir.Node(DOMAIN, operator, outside, overload=overload, num_outputs=1, name=body[-1].name)
+    call.outputs[0].name, call.outputs[0].type, call.outputs[0].shape = output.name, output.type, output.shape
+    call.outputs[0].doc_string = output.doc_string
+    call.outputs[0].metadata_props.update(output.metadata_props)
+    graph.insert_after(anchor, call)
+    output.replace_all_uses_with(call.outputs[0], replace_graph_outputs=True)
+    graph.remove(body)
+    parameters = [ir.Value(name=f"{value.name}", type=value.type, shape=value.shape) for value in outside]
+    places = dict(zip(outside, parameters, strict=True))
+    for node in readers:
+        for index, value in enumerate(node.inputs):
+            if value in places:
+                node.replace_input_with(index, places[value])
+    function = ir.Function(
+        DOMAIN,
+        operator,
+        overload,
+        graph=ir.Graph(parameters, [output], nodes=body, opset_imports=dict(model.opset_imports)),
+        attributes=[],
+    )
+    model.functions[function.identifier()] = function
+    model.opset_imports.setdefault(DOMAIN, 1)
+    call.meta[_MEANING] = Lifted(
+        found.meaning,
+        outside.index(found.data),
+        None if found.scale is None else outside.index(found.scale),
+        None if found.bias is None else outside.index(found.bias),
+        tuple(node.name or node.op_type for node in body),
+    )
+    return call
+
+
+def _is_bound(value: ir.Value, body: Sequence[ir.Node]) -> bool:
+    """Whether a value is an input or initializer of a subgraph of the nodes themselves."""
+    graphs = {inner.graph for node in body for inner in _inner(node)}
+    producer = value.producer()
+    return (producer is not None and producer.graph in graphs) or value.graph in graphs
+
+
+def inline(model: ir.Model, call: ir.Node) -> tuple[ir.Node, ...]:
+    """Puts the nodes of a lifted call back in its place, as they were; lifted calls among them stay calls."""
+    function = model.functions.pop(call.op_identifier())
+    graph = call.graph
+    assert graph is not None
+    for parameter, value in zip(function.inputs, call.inputs, strict=True):
+        assert value is not None
+        parameter.replace_all_uses_with(value)
+    body, output = list(function), function.outputs[0]
+    function.graph.outputs.clear()
+    function.remove(body)
+    graph.insert_before(call, body)
+    name = call.outputs[0].name
+    call.outputs[0].replace_all_uses_with(output, replace_graph_outputs=True)
+    graph.remove(call, safe=True)
+    output.name = name
+    return tuple(body)
+
+
+def forget(model: ir.Model, call: ir.Node) -> None:
+    """Removes the function of a call that has been replaced."""
+    model.functions.pop(call.op_identifier(), None)
+
+
+def tidy(model: ir.Model) -> None:
+    """Takes the domain back out where nothing is lifted any more."""
+    if not any(identifier[0] == DOMAIN for identifier in model.functions):
+        model.opset_imports.pop(DOMAIN, None)

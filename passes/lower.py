@@ -1,0 +1,131 @@
+"""LOWER: each normalization in the best form for the target; what no row improves is put back as it was."""
+
+from collections.abc import Collection
+
+import onnx_ir as ir
+
+from normfuse.passes.access import RefusedError, title
+from normfuse.passes.emitter import Emitter
+from normfuse.passes.lifted import DOMAIN, forget, inline, lifted, tidy
+from normfuse.passes.lowering import Lowering, NormSite, site_of
+from normfuse.passes.lowerings import LOWERINGS
+from normfuse.passes.norms import read_norm
+from normfuse.passes.weights import Weights
+from normfuse.report import Change, Refusal
+from normfuse.target import Target
+
+
+class LowerPass(ir.passes.InPlacePass):
+    """Writes normalizations for a target, in the graph and its subgraphs.
+
+    Attributes:
+        changes: what was rewritten.
+        refusals: what was not, with the reasons.
+    """
+
+    def __init__(self, target: Target, ignore: Collection[str] = ()) -> None:
+        """Uses the rows for a target, except those that `ignore` names."""
+        super().__init__()
+        self._target = target
+        self._rows = tuple(row for row in LOWERINGS if target.provider in row.targets and row.name not in ignore)
+        self.changes: list[Change] = []
+        self.refusals: list[Refusal] = []
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Lowers every normalization."""
+        weights = Weights(model)
+        before = len(self.changes)
+        for graph in (model.graph, *model.graph.subgraphs()):
+            for node in tuple(graph):
+                if node.graph is graph:
+                    self._lower(model, node, weights)
+        restore(model)
+        return ir.passes.PassResult(model, len(self.changes) > before)
+
+    def _lower(self, model: ir.Model, node: ir.Node, weights: Weights) -> None:
+        try:
+            norm = read_norm(node, weights)
+            if norm is None:
+                return
+            site = site_of(norm, weights)
+            site.dtype  # noqa: B018  # raises where it is not known
+        except RefusedError as refused:
+            self.refusals.append(Refusal("lower", node.name or node.op_type, str(refused)))
+            return
+        reasons: list[str] = []
+        for row in self._rows:
+            if not row.suits(site, self._target):
+                continue
+            emitter = Emitter(weights, str(site.output.name))
+            try:
+                result = row.law(site, emitter, self._target)
+            except RefusedError as refused:
+                reasons.append(f"{row.name}: {refused}")
+                continue
+            if not emitter.nodes or _is_as_it_was(site, emitter):
+                return
+            self._commit(model, row, site, emitter, result)
+            return
+        for reason in dict.fromkeys(reasons):
+            self.refusals.append(Refusal("lower", site.names[-1], reason))
+
+    def _commit(self, model: ir.Model, row: Lowering, site: NormSite, emitter: Emitter, result: ir.Value) -> None:
+        detail = f"{site.standardize.name(site.rank)} as {', '.join(node.op_type for node in emitter.nodes)}"
+        names = site.names
+        for node in emitter.nodes:
+            if node.domain:
+                model.opset_imports.setdefault(node.domain, 1)
+        replace(model, site, emitter, result)
+        into = tuple(str(node.name) for node in emitter.nodes)
+        if site.standardize.cancels:
+            detail += "; more accurate: its variance was E[x²] − E[x]², which is wrong at large means"
+        self.changes.append(Change(row.name, names, into, detail))
+
+
+class RestorePass(ir.passes.InPlacePass):
+    """Puts everything that was lifted back as it was."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Restores a model."""
+        lifts = any(identifier[0] == DOMAIN for identifier in model.functions)
+        restore(model)
+        return ir.passes.PassResult(model, lifts)
+
+
+def replace(model: ir.Model, site: NormSite, emitter: Emitter, result: ir.Value) -> None:
+    """Puts what was written in the place of a normalization and the affine nodes behind it."""
+    output, last = site.output, site.nodes[-1]
+    emitter.commit(last)
+    if result.dtype is None or result.shape is None:
+        result.type, result.shape = output.type, output.shape
+    name, output.name = output.name, None
+    output.replace_all_uses_with(result, replace_graph_outputs=True)
+    result.name, result.doc_string = name, output.doc_string
+    result.metadata_props.update(output.metadata_props)
+    graph = last.graph
+    assert graph is not None
+    for node in reversed(site.nodes):
+        graph.remove(node, safe=True)
+        if lifted(node) is not None:
+            forget(model, node)
+
+
+def restore(model: ir.Model) -> None:
+    """Puts back as it was whatever is still lifted."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        pending = [node for node in graph if node.domain == DOMAIN]
+        while pending:
+            pending.extend(node for node in inline(model, pending.pop()) if node.domain == DOMAIN)
+    tidy(model)
+
+
+def _is_as_it_was(site: NormSite, emitter: Emitter) -> bool:
+    """Whether one node was written that is the one that stands there."""
+    new, old = emitter.nodes[-1], site.norm.node
+    if len(emitter.nodes) != 1 or site.tail or new.op_identifier() != old.op_identifier():
+        return False
+    same = {name: attribute.value for name, attribute in new.attributes.items()}
+    return same == {name: attribute.value for name, attribute in old.attributes.items()} and new.inputs == old.inputs
+
+
+__all__ = ["LowerPass", "RestorePass", "replace", "restore", "title"]
