@@ -1,4 +1,4 @@
-"""What LOWER works with: `NormSite`, a normalization with the affine maps behind it, and `Lowering`, a row of its table."""
+"""What LOWER works with: `NormSite`, a normalization with affines behind it, and `Lowering`, a row of its table."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

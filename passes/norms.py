@@ -95,10 +95,7 @@ def read_norm(node: ir.Node | None, weights: Weights) -> Norm | None:
     found = lifted(node)
     if found is not None:
         return _read_lifted(node, weights)
-    if node.domain == "com.microsoft":
-        reader = _CONTRIB.get(node.op_type)
-    else:
-        reader = _STANDARD.get(operator(node))
+    reader = _CONTRIB.get(node.op_type) if node.domain == "com.microsoft" else _STANDARD.get(operator(node))
     norm = None if reader is None else reader(node, weights)
     return None if norm is None else _without_identities(norm, weights)
 
