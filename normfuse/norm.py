@@ -116,7 +116,7 @@ class Standardize:
         return None if self.window is None else sum(self.window) + 1
 
     def name(self, rank: int) -> str:
-        """What the field calls it, for x of that rank: `LayerNorm`, `RMSNorm`, `InstanceNorm`, `GroupNorm`, and so on."""
+        """What the field calls it, for x of that rank: `LayerNorm`, `RMSNorm`, `InstanceNorm`, `GroupNorm`, `LRN`."""
         spatial = tuple(range(2, rank))
         if self.window is not None:
             return "LRN"
