@@ -28,6 +28,7 @@ class Found:
         scale: a value that the nodes multiply the result by, broadcast against it as numpy does; None where they do
             not.
         bias: a value that they add at last; None where they do not.
+        axes: the axes of the data that scale and bias stand along; None where they broadcast from the last one on.
     """
 
     meaning: object
@@ -36,6 +37,7 @@ class Found:
     nodes: tuple[ir.Node, ...]
     scale: ir.Value | None = None
     bias: ir.Value | None = None
+    axes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Lifted:
         scale: the index of the input that the result is multiplied by, or None.
         bias: the index of the input that is added at last, or None.
         names: names of the nodes in its body, for reports.
+        axes: the axes of the data that scale and bias stand along; None where they broadcast from the last one on.
     """
 
     meaning: object
@@ -55,6 +58,7 @@ class Lifted:
     scale: int | None
     bias: int | None
     names: tuple[str, ...] = field(default=())
+    axes: tuple[int, ...] | None = None
 
 
 def lifted(node: ir.Node | None) -> Lifted | None:
@@ -180,9 +184,16 @@ def lift(model: ir.Model, found: Found, operator: str, overload: str) -> ir.Node
         outside.index(found.data),
         None if found.scale is None else outside.index(found.scale),
         None if found.bias is None else outside.index(found.bias),
-        tuple(node.name or node.op_type for node in body),
+        tuple(name for node in body for name in _names(node)),
+        found.axes,
     )
     return call
+
+
+def _names(node: ir.Node) -> tuple[str, ...]:
+    """The name of a node, or those of the nodes in a lifted call."""
+    record = lifted(node)
+    return (node.name or node.op_type,) if record is None else record.names
 
 
 def _is_bound(value: ir.Value, body: Sequence[ir.Node]) -> bool:

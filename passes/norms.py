@@ -129,7 +129,7 @@ def _read_lifted(node: ir.Node, weights: Weights) -> Norm | None:
         size = len(known_dims(value))
         if size > rank:
             raise RefusedError("its γ or β has more dimensions than the data")
-        return Parameter(value, tuple(range(rank - size, rank)))
+        return Parameter(value, tuple(range(rank - size, rank)) if found.axes is None else found.axes)
 
     norm = Norm(node, found.meaning, data, parameter(found.scale), parameter(found.bias))
     return _without_identities(norm, weights)

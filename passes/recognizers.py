@@ -4,9 +4,35 @@ A law takes the node and the constants of the model, and returns a `Found`, or N
 raises `RefusedError` for what comes close and must be left alone.
 """
 
+from normfuse.passes import moments
 from normfuse.passes.rule import Rule
 
-FORMS: tuple[Rule, ...] = ()
+FORMS: tuple[Rule, ...] = (
+    Rule(
+        "standardize",
+        "lift",
+        ("Div", "Mul"),
+        None,
+        moments.quotient,
+        "what is divided by a root of its own mean square is a normalization, however it is spelled",
+    ),
+    Rule(
+        "standardize-affine",
+        "lift",
+        ("Add", "Sub", "Sum"),
+        None,
+        moments.combination,
+        "x · k + (β − E[x] · k) is γ · (x − E[x]) / √(Var[x] + ε) + β, multiplied out",
+    ),
+    Rule(
+        "batch-statistics",
+        "lift",
+        ("BatchNormalization",),
+        None,
+        moments.batch_statistics,
+        "a BatchNormalization that is given the mean and variance of its input normalizes by them",
+    ),
+)
 """The forms themselves."""
 
 SURROUNDINGS: tuple[Rule, ...] = ()
