@@ -16,21 +16,20 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.norm import Place, Standardize
-from normfuse.passes.access import RefusedError, attribute, dims, operator
+from normfuse.passes.access import RefusedError, attribute, dims, known_dims, only_reader, operator
+from normfuse.passes.alignment import Alignment, through_reshape
 from normfuse.passes.lifted import Found, members
 from normfuse.passes.views import (
     Product,
     Reduction,
-    keeps_axes,
     plain,
     product,
     reduction,
     same,
     scalar,
     squared,
-    stands_along,
     terms,
-    through_reshape,
+    undressed,
     widened,
 )
 from normfuse.passes.weights import Weights
@@ -158,22 +157,22 @@ def _finish(
         RefusedError: it looks like a normalization, but is none that can be lifted.
     """
     moment = divisor.moment
-    sizes = dims(data)
-    assert sizes is not None
-    if dims(output) != sizes:
-        raise RefusedError("it broadcasts the data to other dimensions")
-    if not _is_along(moment.value, data, axes, moment, weights) or not _is_along(
-        divisor.value, data, axes, moment, weights
-    ):
-        raise RefusedError("its statistics do not stand along the axes that they are taken over")
+    sizes = known_dims(data)
+    alignment = Alignment(data, weights)
     for operand in (scale, bias):
-        if operand is not None and not _broadcasts(operand, data):
+        if operand is None:
+            continue
+        alignment.set(operand, None)
+        if not _broadcasts(operand, data):
             raise RefusedError("its scale or shift has other dimensions than the data")
+    if moment.window and dims(moment.value) == sizes:
+        alignment.set(moment.value, tuple((axis,) for axis in range(len(sizes))))
+    alignment.check(output, axes)
     rank = len(sizes)
     if not centred and not moment.total and moment.window is None and rank > 3 and axes == tuple(range(2, rank)):
         raise RefusedError("it is a filter response normalization: statistics of each channel, but no mean")
-    if divisor.epsilon < 0:
-        raise RefusedError("its ε is negative")
+    if not 0 <= divisor.epsilon < np.inf:
+        raise RefusedError("its ε is negative or not finite")
     wide = moment.value.dtype
     standardize = Standardize(
         axes,
@@ -191,16 +190,23 @@ def _finish(
         cancels=moment.cancels,
     )
     inputs = [value for value in (data, scale, bias) if value is not None]
+    if scale is None and bias is None and wide == data.dtype:
+        half = _between_casts(standardize, data, output)
+        if half is not None:
+            return half
     return Found(standardize, data, output, members(output, inputs), scale, bias)
 
 
-def _is_along(value: ir.Value, data: ir.Value, axes: tuple[int, ...], moment: Moment, weights: Weights) -> bool:
-    """Whether statistics broadcast against the data from where they were computed."""
-    if stands_along(value, data, () if moment.window else axes):
-        return True
-    found = reduction(value, weights)
-    plainly = found is not None and found.output is plain(value) and keeps_axes(found)
-    return plainly and dims(value) is None
+def _between_casts(standardize: Standardize, data: ir.Value, output: ir.Value) -> Found | None:
+    """The same with the Casts of half precision around it: to a wider dtype and back, read by nobody else."""
+    narrow, reader = widened(data), only_reader(output)
+    if narrow is data or reader is None or operator(reader) != "Cast" or reader.outputs[0].dtype != narrow.dtype:
+        return None
+    try:
+        nodes = members(reader.outputs[0], (narrow,))
+    except RefusedError:
+        return None
+    return Found(replace(standardize, dtype=data.dtype), narrow, reader.outputs[0], nodes)
 
 
 def _broadcasts(operand: ir.Value, data: ir.Value) -> bool:
@@ -257,12 +263,7 @@ def centred(value: ir.Value, weights: Weights) -> Mean | None:
     axes = mean.axes if widened(mean.data) is widened(data) else through_reshape(mean.axes, mean.data, data)
     if axes is None:
         return None
-    placed = stands_along(mean.value, data, axes)
-    if not placed:
-        found = reduction(mean.value, weights)
-        placed = found is not None and found.output is plain(mean.value) and keeps_axes(found)
-        placed = placed and dims(mean.value) is None
-    return Mean(data, axes, mean.value) if placed else None
+    return Mean(data, axes, mean.value)
 
 
 def mean_of(value: ir.Value, weights: Weights) -> Mean | None:
@@ -288,21 +289,18 @@ def _scaled_reduction(value: ir.Value, weights: Weights) -> tuple[Reduction, flo
         found = reduction(value, weights)
         if found is not None:
             return found, factor
-        one = _inside(value)
+        one = undressed(value)
         view = product(one, weights)
-        if view.single is None or view.single[1] != 1 or view.single[0] is one:
+        if view.single is None or view.single[0] is one:
             return None
-        factor, value = factor * view.coefficient, view.single[0]
+        base, exponent = view.single
+        length = reduction(base, weights)
+        if exponent == 2 and length is not None and length.kind == "length":
+            return replace(length, kind="squares"), factor * view.coefficient
+        if exponent != 1:
+            return None
+        factor, value = factor * view.coefficient, base
     return None
-
-
-def _inside(value: ir.Value) -> ir.Value:
-    """A value in front of what only gives it other dimensions."""
-    while (node := plain(value).producer()) is not None:
-        if operator(node) not in ("Expand", "Reshape", "Squeeze", "Unsqueeze") or node.inputs[0] is None:
-            break
-        value = node.inputs[0]
-    return plain(value)
 
 
 def _count(found: Reduction) -> int | None:
@@ -328,7 +326,7 @@ def moment_of(value: ir.Value, weights: Weights) -> Moment | None:
     if scaled is not None:
         found, factor = scaled
         return _plain_moment(found, factor, value, weights)
-    view = product(_inside(value), weights)
+    view = product(undressed(value), weights)
     if view.single is None or view.single[1] != 1 or view.coefficient <= 0:
         return None
     inner = view.single[0]
@@ -368,7 +366,7 @@ def _plain_moment(found: Reduction, factor: float, value: ir.Value, weights: Wei
         total = ddof is None and factor == 1.0
     if ddof is None and not total:
         return None
-    return Moment(data, found.axes, value, total, ddof or 0, order)
+    return Moment(data, found.axes, found.output, total, ddof or 0, order)
 
 
 def _ddof(data: ir.Value, axes: tuple[int, ...], factor: float, mean: bool) -> int | None:
@@ -480,7 +478,7 @@ def _root(value: ir.Value, weights: Weights) -> Moment | None:
         return Moment(found.data, found.axes, value, total=True)
     if found is not None and found.kind == "absolutes":
         return Moment(found.data, found.axes, value, total=True, order=1)
-    view = product(_inside(value), weights)
+    view = product(undressed(value), weights)
     if view.single is None or view.coefficient <= 0:
         return None
     base, exponent = view.single
@@ -491,14 +489,14 @@ def _root(value: ir.Value, weights: Weights) -> Moment | None:
         return None
     if view.coefficient == 1.0:
         return moment_of(base, weights)
-    node = _inside(value).producer()
+    node = undressed(value).producer()
     inside = None if node is None or operator(node) not in ("Sqrt", "Pow") else node.inputs[0]
     return None if inside is None else moment_of(inside, weights)
 
 
 def _plus_constant(value: ir.Value, weights: Weights) -> Iterator[tuple[float, ir.Value]]:
     """A value as a constant plus one other term."""
-    parts = terms(_inside(value), 2)
+    parts = terms(undressed(value), 2)
     for place, (sign, part) in enumerate(parts):
         number = scalar(part, weights)
         rest = parts[:place] + parts[place + 1 :]
@@ -507,7 +505,7 @@ def _plus_constant(value: ir.Value, weights: Weights) -> Iterator[tuple[float, i
         if len(rest) == 1 and rest[0][0] == 1:
             yield sign * number, rest[0][1]
         elif len(rest) == 2:  # E[x²] − E[x]² + ε, added up in any order
-            node = _inside(value).producer()
+            node = undressed(value).producer()
             inner = [one for one in ([] if node is None else node.inputs) if one is not None]
             yield from ((sign * number, one) for one in inner if scalar(one, weights) is None)
 
@@ -546,8 +544,6 @@ def combination(node: ir.Node, weights: Weights) -> Found | None:
         if spread is None or spread.axes != mean.axes or widened(spread.data) is not widened(data):
             return None
         if not moment.cancels and moment.axes != mean.axes:
-            return None
-        if not stands_along(mean.value, data, mean.axes):
             return None
         scales = [one for one in own if one is not data and one is not value]
         if len(scales) > 1 or any(own[one] != 1 for one in scales):
@@ -589,5 +585,5 @@ def batch_statistics(node: ir.Node, weights: Weights) -> Found | None:
         ddof=moment.ddof,
         cancels=moment.cancels,
     )
-    parts = [value for value in (data, scale, bias)]
-    return Found(standardize, data, node.outputs[0], members(node.outputs[0], parts), scale, bias, (1,))
+    nodes = members(node.outputs[0], (data, scale, bias))
+    return Found(standardize, data, node.outputs[0], nodes, scale, bias, (1,))

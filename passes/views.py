@@ -16,11 +16,14 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from normfuse.passes.access import Dim, attribute, dims, operator
-from normfuse.passes.weights import Weights
+from normfuse.passes.access import attribute, dims, operator
+from normfuse.passes.weights import Weights, constant_tensor, is_float
 
 REACH = 16
 """A product or sum is followed through so many nodes at most."""
+
+_SMALL = 64
+"""Constants of so many elements at most are compared."""
 
 _HALF = Fraction(1, 2)
 _PRECISION = {ir.DataType.BFLOAT16: 0, ir.DataType.FLOAT16: 1, ir.DataType.FLOAT: 2, ir.DataType.DOUBLE: 3}
@@ -28,11 +31,14 @@ _PRECISION = {ir.DataType.BFLOAT16: 0, ir.DataType.FLOAT16: 1, ir.DataType.FLOAT
 
 def scalar(value: ir.Value | None, weights: Weights) -> float | None:
     """The number that a constant of one element holds, whatever its rank; None for any other value."""
+    tensor = constant_tensor(value)
+    if tensor is None or tensor.size != 1:
+        return None
     array = weights.array(value)
     if array is not None:
-        return float(array.ravel()[0]) if array.size == 1 else None
+        return float(array.ravel()[0])
     integers = weights.integers(value)
-    return float(integers[0]) if integers is not None and len(integers) == 1 else None
+    return None if integers is None else float(integers[0])
 
 
 def plain(value: ir.Value) -> ir.Value:
@@ -71,8 +77,11 @@ def same(first: ir.Value | None, second: ir.Value | None, weights: Weights, dept
         return True
     one, two = first.producer(), second.producer()
     if one is None or two is None:
-        numbers = weights.array(first), weights.array(second)
-        return numbers[0] is not None and numbers[1] is not None and np.array_equal(*numbers)
+        tensors = constant_tensor(first), constant_tensor(second)
+        if tensors[0] is None or tensors[1] is None or not tensors[0].size == tensors[1].size <= _SMALL:
+            return False
+        numbers = [tensor.numpy() for tensor in tensors if tensor is not None]
+        return numbers[0].dtype == numbers[1].dtype and np.array_equal(numbers[0], numbers[1])
     if one.op_identifier() != two.op_identifier() or len(one.inputs) != len(two.inputs):
         return False
     if first.index() != second.index() or one.attributes.keys() != two.attributes.keys():
@@ -110,7 +119,10 @@ class Product:
 
 
 def product(value: ir.Value, weights: Weights, stops: Collection[ir.Value] = ()) -> Product:
-    """A value as a product, not looked into at `stops`, at sums, and at whatever else is no product."""
+    """A value as a product, not looked into at `stops`, at sums, and at whatever else is no product.
+
+    What gives quotients and roots another dtype or other dimensions is passed over: `Alignment` tells where they stand.
+    """
     budget = [REACH]
 
     def expand(one: ir.Value) -> Product:
@@ -134,8 +146,11 @@ def product(value: ir.Value, weights: Weights, stops: Collection[ir.Value] = ())
                 result = Product(-1.0 if node.op_type == "Neg" else 1.0)
                 result.times(expand(inputs[0]), Fraction(1 if node.op_type == "Neg" else -1))
                 return result
-            case "Expand" if inputs[0] is not None:
-                return expand(inputs[0])
+            case "Cast" | "Expand" | "Reshape" | "Squeeze" | "Unsqueeze" if inputs[0] is not None:
+                if node.op_type == "Cast" and not (is_float(inputs[0].dtype) and is_float(one.dtype)):
+                    return atom
+                inner = expand(inputs[0])
+                return inner if any(own < 0 or own.denominator > 1 for own in inner.factors.values()) else atom
             case "Sqrt" if inputs[0] is not None:
                 return _power(expand(inputs[0]), inputs[0], _HALF) or atom
             case "Pow" if inputs[0] is not None and (exponent := scalar(inputs[1], weights)) is not None:
@@ -227,9 +242,23 @@ class Reduction:
     output: ir.Value
 
 
+def reduced_axes(node: ir.Node, rank: int, weights: Weights) -> tuple[int, ...] | None:
+    """The axes that a reduction of data of a rank extends over, in order; None where they are not known."""
+    stated = attribute(node, "axes")
+    if stated is None and len(node.inputs) > 1 and node.inputs[1] is not None:
+        stated = weights.integers(node.inputs[1])
+        if stated is None:
+            return None
+    if not stated:
+        return None if attribute(node, "noop_with_empty_axes", 0) else tuple(range(rank))
+    if any(not -rank <= axis < rank for axis in stated):
+        return None
+    return tuple(sorted({axis % rank for axis in stated}))
+
+
 def reduction(value: ir.Value, weights: Weights) -> Reduction | None:
-    """The reduction that a value comes from, through nodes that only give it other dimensions: see `stands_along`."""
-    value = _undressed(value)
+    """The reduction that a value comes from, through nodes that only give it other dimensions."""
+    value = undressed(value)
     node = value.producer()
     if node is None or not node.inputs or node.inputs[0] is None:
         return None
@@ -242,86 +271,19 @@ def reduction(value: ir.Value, weights: Weights) -> Reduction | None:
     kind = _KINDS.get(operator(node))
     if kind is None:
         return None
-    stated = attribute(node, "axes")
-    if stated is None and len(node.inputs) > 1 and node.inputs[1] is not None:
-        stated = weights.integers(node.inputs[1])
-        if stated is None:
-            return None
-    if not stated:
-        if attribute(node, "noop_with_empty_axes", 0):
-            return None
-        stated = range(len(sizes))
-    axes = tuple(sorted({axis % len(sizes) for axis in stated}))
+    axes = reduced_axes(node, len(sizes), weights)
     return Reduction(kind, data, axes, value) if axes else None
 
 
-def _undressed(value: ir.Value) -> ir.Value:
-    """A value without what only gives it other dimensions."""
+def undressed(value: ir.Value) -> ir.Value:
+    """A value without what only gives it other dimensions or another floating-point dtype."""
     for _ in range(REACH):
         value = plain(value)
         node = value.producer()
-        if node is None or operator(node) not in ("Expand", "Reshape", "Squeeze", "Unsqueeze"):
+        if node is None or operator(node) not in ("Cast", "Expand", "Reshape", "Squeeze", "Unsqueeze"):
             break
-        if node.inputs[0] is None:
+        data = node.inputs[0]
+        if data is None or (node.op_type == "Cast" and not (is_float(data.dtype) and is_float(value.dtype))):
             break
-        value = node.inputs[0]
+        value = data
     return value
-
-
-def stands_along(value: ir.Value, data: ir.Value, axes: Collection[int]) -> bool:
-    """Whether a value that has one number for each position outside of some axes of the data broadcasts so.
-
-    It must have the dimensions of the data, with 1 (or, where it was expanded, all) along the axes.
-    """
-    own, wanted = dims(value), dims(data)
-    if own is None or wanted is None or len(own) > len(wanted):
-        return False
-    padded: list[Dim] = [*([1] * (len(wanted) - len(own))), *own]
-    for axis, (size, full) in enumerate(zip(padded, wanted, strict=True)):
-        if axis in axes:
-            if size != 1 and (size != full or size is None):
-                return False
-        elif size != full or size is None:
-            return False
-    return True
-
-
-def keeps_axes(found: Reduction) -> bool:
-    """Whether a reduction leaves 1 in the place of each axis."""
-    node = found.output.producer()
-    assert node is not None
-    return operator(node) == "GlobalAveragePool" or bool(attribute(node, "keepdims", 1))
-
-
-def through_reshape(axes: tuple[int, ...], there: ir.Value, here: ir.Value) -> tuple[int, ...] | None:
-    """The axes of `here` that are the same positions as some axes of `there`, a Reshape of it.
-
-    None where it is no such Reshape, or an axis of `here` is cut by it.
-    """
-    from normfuse.passes.reshaping import Extent
-
-    if plain(there) is plain(here):
-        return axes
-    node = plain(there).producer()
-    if node is None or operator(node) not in ("Flatten", "Reshape", "Squeeze", "Unsqueeze") or node.inputs[0] is None:
-        return None
-    if plain(node.inputs[0]) is not plain(here):
-        return None
-    inner, outer = dims(there), dims(here)
-    if inner is None or outer is None:
-        return None
-    found: list[int] = []
-    for axis in axes:
-        before, upto = Extent.of(inner[:axis]), Extent.of(inner[: axis + 1])
-        behind, rest = Extent.of(inner[axis + 1 :]), Extent.of(inner[axis:])
-        starts = [i for i in range(len(outer) + 1) if _equal(Extent.of(outer[:i]), before, Extent.of(outer[i:]), rest)]
-        ends = [i for i in range(len(outer) + 1) if _equal(Extent.of(outer[:i]), upto, Extent.of(outer[i:]), behind)]
-        if not starts or not ends:
-            return None
-        start = min([place for place in starts if place] or starts)  # a batch of 1 is no part of it
-        found.extend(range(start, max(ends)) if inner[axis] != 1 else ())
-    return tuple(sorted(set(found))) or None
-
-
-def _equal(before: object, wanted: object, behind: object, rest: object) -> bool:
-    return (before is not None and before == wanted) or (behind is not None and behind == rest)
