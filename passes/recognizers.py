@@ -4,7 +4,7 @@ A law takes the node and the constants of the model, and returns a `Found`, or N
 raises `RefusedError` for what comes close and must be left alone.
 """
 
-from normfuse.passes import moments
+from normfuse.passes import moments, surroundings
 from normfuse.passes.rule import Rule
 
 FORMS: tuple[Rule, ...] = (
@@ -35,7 +35,32 @@ FORMS: tuple[Rule, ...] = (
 )
 """The forms themselves."""
 
-SURROUNDINGS: tuple[Rule, ...] = ()
+SURROUNDINGS: tuple[Rule, ...] = (
+    Rule(
+        "reshaped-norm",
+        "lift",
+        ("Flatten", "Reshape", "Squeeze", "Unsqueeze"),
+        None,
+        surroundings.reshaped,
+        "a Reshape keeps the order of the elements: InstanceNorm of (N, G, -1) is GroupNorm",
+    ),
+    Rule(
+        "transposed-norm",
+        "lift",
+        ("Transpose",),
+        None,
+        surroundings.transposed,
+        "between a Transpose and its inverse a normalization extends over the permuted axes",
+    ),
+    Rule(
+        "cast-norm",
+        "lift",
+        ("Cast",),
+        None,
+        surroundings.widened,
+        "between a Cast and one back a normalization has its statistics in the wider dtype",
+    ),
+)
 """What stands around a form and makes another one of it."""
 
 RECOGNIZERS: tuple[Rule, ...] = FORMS + SURROUNDINGS
