@@ -28,6 +28,10 @@ Observer = Callable[[str, ir.Model], None]
 """Called after each stage with the stage's name and the model as it is then; it must not change it."""
 
 
+STAGES = ("lift", "fold", "lower")
+"""Stages that can be left out as a whole."""
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What `optimize` returns.
@@ -66,8 +70,8 @@ def optimize(
         source: a path, bytes, an `onnx.ModelProto`, an `onnx_ir.Model` or `torch.onnx.ONNXProgram`; it is not changed.
         target: where the model will run: `portable`, `cpu` or `cuda`, or a `Target`.
         threads: intra-op threads that the session will use; those of this machine where None.
-        select: names of the rules of FOLD to use; all where empty.
-        ignore: names of rules not to use.
+        select: names of the rules of FOLD and LOWER to use; all where empty.
+        ignore: names of rules, or of the stages `STAGES`, not to use.
         freeze: whether initializers that are listed as graph inputs become constants; None does so where the exporter
             listed all of them.
         verify: whether to compare the result with the original against a float64 oracle.
@@ -134,7 +138,8 @@ def rewrite(
     typed = _typed_names(model)
     declared = [(value.type, value.shape) for value in model.graph.outputs]
     preparing, folding, joining = PreparePass(freeze, ignore), FoldPass(select, ignore), LayoutPass()
-    lifting, lowering = LiftPass(ignore), LowerPass(where, ignore)
+    unselected = [rule.name for rule in LOWERINGS if select and rule.name not in select]
+    lifting, lowering = LiftPass(ignore), LowerPass(where, [*ignore, *unselected])
     stages: dict[str, ir.passes.PassBase] = {
         "prepare": preparing,
         "lift": lifting,
@@ -163,8 +168,8 @@ def rewrite(
 
 def _check_rules(select: Collection[str], ignore: Collection[str]) -> None:
     for chosen, known in (
-        (select, [rule.name for rule in FOLD_RULES]),
-        (ignore, [rule.name for rule in rules()]),
+        (select, [rule.name for rule in (*FOLD_RULES, *LOWERINGS)]),
+        (ignore, [*(rule.name for rule in rules()), *STAGES]),
     ):
         if isinstance(chosen, str):
             raise NormfuseError(f"rules are given as a list of names, such as [{chosen!r}]")
@@ -174,7 +179,7 @@ def _check_rules(select: Collection[str], ignore: Collection[str]) -> None:
             import difflib
 
             near = difflib.get_close_matches(name, known, 1)
-            stage = "; only rules of FOLD can be selected" if name in (rule.name for rule in rules()) else ""
+            stage = "; only rules of FOLD and LOWER can be selected" if name in (rule.name for rule in rules()) else ""
             hint = f"did you mean {near[0]!r}?" if near else f"see `normfuse explain`{stage}"
             raise NormfuseError(f"unknown rule {name!r}; {hint}")
 

@@ -1,5 +1,146 @@
-"""LOWERINGS: the table of LOWER, rows by target; the first that fits and suits wins, or with `--tune` the fastest."""
+"""LOWERINGS: the table of LOWER, rows by target; the first that fits and suits wins, or with `--tune` the fastest.
 
-from normfuse.passes.lowering import Lowering
+What suits was measured with ONNX Runtime 1.32 on x86-64: `python -m scripts.bench lowerings` measures it again.
+"""
 
-LOWERINGS: tuple[Lowering, ...] = ()
+from normfuse.passes import lowerings_standard as laws
+from normfuse.passes.lowering import Lowering, NormSite
+from normfuse.target import Provider, Target
+
+_CPU: tuple[Provider, ...] = ("cpu",)
+_RUNTIME: tuple[Provider, ...] = ("cpu", "cuda")
+_ALL: tuple[Provider, ...] = ("portable", "cpu", "cuda")
+_FEW_THREADS = 2
+
+
+def _few_threads(site: NormSite, target: Target) -> bool:
+    """InstanceNormalization runs on one thread, at a bit less than twice the speed of LayerNormalization on one."""
+    return target.threads <= _FEW_THREADS
+
+
+def _spatial(site: NormSite) -> bool:
+    return site.standardize.axes == tuple(range(2, site.rank))
+
+
+LOWERINGS: tuple[Lowering, ...] = (
+    Lowering(
+        "layer-norm",
+        "lower",
+        (),
+        None,
+        laws.layer_norm,
+        "LayerNormalization computes γ · (x − E[x]) / √(Var[x] + ε) + β over the last axes in one pass over memory",
+        targets=_ALL,
+        suits=lambda site, target: len(site.standardize.axes) == 1 or not (target.provider == "cpu" or _spatial(site)),
+    ),
+    Lowering(
+        "rms-norm",
+        "lower",
+        (),
+        None,
+        laws.rms_norm,
+        "RMSNormalization computes γ · x / √(E[x²] + ε) over the last axes in one pass over memory",
+        targets=_ALL,
+    ),
+    Lowering(
+        "group-norm",
+        "lower",
+        (),
+        None,
+        laws.group_norm,
+        "GroupNormalization has mean and variance of each group of channels",
+        targets=("portable",),
+    ),
+    Lowering(
+        "instance-norm",
+        "lower",
+        (),
+        None,
+        laws.instance_norm,
+        "InstanceNormalization has mean and variance of each channel; for one sample γ and β may be computed",
+        targets=_ALL,
+    ),
+    Lowering(
+        "channels-first-by-products",
+        "lower",
+        (),
+        None,
+        laws.by_products,
+        "a mean over the channels is a product with a row of 1/C, which needs no Transpose",
+        targets=_CPU,
+    ),
+    Lowering(
+        "norm-by-instance-norm",
+        "lower",
+        (),
+        None,
+        laws.by_instance_norm,
+        "a group of channels laid in one row is one channel of an InstanceNormalization",
+        targets=_ALL,
+        suits=lambda site, target: target.provider != "cpu" or _few_threads(site, target),
+    ),
+    Lowering(
+        "norm-by-layer-norm",
+        "lower",
+        (),
+        None,
+        laws.by_layer_norm,
+        "a group of channels laid in one row is one row of a LayerNormalization, which runs on all threads",
+        targets=_CPU,
+    ),
+    Lowering(
+        "norm-by-instance-norm-threaded",
+        "lower",
+        (),
+        None,
+        laws.by_instance_norm,
+        "the same as norm-by-instance-norm, where the size of a row is not known",
+        targets=_CPU,
+    ),
+    Lowering(
+        "norm-by-transposes",
+        "lower",
+        (),
+        None,
+        laws.by_transposes,
+        "an axis that is moved to the end is normalized there",
+        targets=_RUNTIME,
+    ),
+    Lowering(
+        "lrn-by-pool",
+        "lower",
+        (),
+        None,
+        laws.by_window,
+        "a mean over a window of channels is an AveragePool along them, and d^¾ is √d · √√d",
+        targets=_CPU,
+        suits=lambda site, target: site.standardize.exponent in (0.5, 0.75, 1.0),
+    ),
+    Lowering(
+        "lrn",
+        "lower",
+        (),
+        None,
+        laws.local_response,
+        "LRN divides by (k + α/n · Σ x²)^β over an odd window of channels",
+        targets=("portable", "cuda"),
+    ),
+    Lowering(
+        "lp-norm",
+        "lower",
+        (),
+        None,
+        laws.lp_norm,
+        "LpNormalization divides by the length of a vector",
+        targets=_ALL,
+    ),
+    Lowering(
+        "two-pass",
+        "lower",
+        (),
+        None,
+        laws.two_pass,
+        "E[x²] − E[x]² loses the variance at large means, E[(x − E[x])²] does not",
+        targets=_ALL,
+    ),
+)

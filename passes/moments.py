@@ -437,6 +437,11 @@ def _divisor(value: ir.Value, exponent: Fraction, weights: Weights) -> Divisor |
     """Reads a value to the power of −e as 1 / σ_S."""
     power = float(exponent)
     if exponent == 1:
+        within = product(undressed(value), weights)
+        if within.single is not None and within.single[1] == _HALF and within.coefficient == 1.0:
+            found = _divisor(within.single[0], _HALF, weights)
+            if found is not None:
+                return replace(found, value=value)
         for epsilon, root in _plus_constant(value, weights):
             moment = _root(root, weights)
             if moment is not None:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from normfuse.passes.access import only_reader, operator
+from normfuse.norm import Standardize
+from normfuse.passes.access import dims, only_reader, operator
+from normfuse.passes.lifted import lifted
 from normfuse.passes.weights import constant_tensor
 
 _GELU_REACH = 4
@@ -22,6 +24,9 @@ def kept_for_runtime(graph: ir.Graph) -> dict[ir.Node, str]:
             case "Erf" | "Tanh":
                 for member in _gelu(node):
                     kept[member] = "it is part of a GELU that ONNX Runtime fuses"
+            case _ if _is_lifted(node):
+                for member in _tail(node):
+                    kept[member] = "it is γ or β of a normalization that holds them at no cost"
             case "Div" | "Mul" if _is_standardized(node):
                 for member in _tail(node):
                     kept[member] = "it is γ or β of a normalization that ONNX Runtime fuses"
@@ -58,6 +63,15 @@ def _arithmetic_before(node: ir.Node, reach: int) -> Iterator[ir.Node]:
         if reach and producer is not None and producer.op_type in ("Add", "Div", "Mul", "Pow"):
             yield producer
             yield from _arithmetic_before(producer, reach - 1)
+
+
+def _is_lifted(node: ir.Node) -> bool:
+    """Whether a node is a lifted normalization over the last axis, which an operator with γ and β will take over."""
+    record, sizes = lifted(node), dims(node.outputs[0])
+    if record is None or not isinstance(record.meaning, Standardize) or sizes is None:
+        return False
+    meaning = record.meaning
+    return meaning.groups is None and meaning.axes[-1] == len(sizes) - 1 and meaning.window is None
 
 
 def _is_standardized(node: ir.Node) -> bool:

@@ -5,6 +5,7 @@ Shape(x) is seen to give the dimensions of x whatever they are.
 """
 
 from collections import Counter
+from collections.abc import Callable
 
 import onnx_ir as ir
 
@@ -138,7 +139,9 @@ def integers_of(value: ir.Value, weights: Weights, depth: int = _DEPTH) -> list[
         return None
 
 
-def _computed(node: ir.Node, operands: list[ir.Value], read, weights: Weights) -> list[Extent | None] | None:  # type: ignore[no-untyped-def]
+def _computed(
+    node: ir.Node, operands: list[ir.Value], read: Callable[[int], list[Extent | None]], weights: Weights
+) -> list[Extent | None] | None:
     match operator(node):
         case "Shape":
             sizes = sizes_of(operands[0], weights)

@@ -148,7 +148,7 @@ def _spread(
     if parameter is None:
         return None, ()
     value, sizes = parameter.value, dims(parameter.value)
-    if sizes is None or parameter.repeats != 1 or any(size == 1 for size in sizes) and len(sizes) > 1:
+    if sizes is None or parameter.repeats != 1 or (any(size == 1 for size in sizes) and len(sizes) > 1):
         raise RefusedError("its γ or β stands along the axes within the Reshapes")
     axes: list[int] = []
     for inner in parameter.axes:

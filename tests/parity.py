@@ -180,9 +180,10 @@ def fold(model: onnx.ModelProto, *, sizes: Mapping[str, int] | None = None, **op
     Args:
         model: the model; it must not change.
         sizes: of dynamic dimensions that are not the batch, by symbol; 4 where not given.
-        options: of `normfuse.pipeline.optimize`.
+        options: of `normfuse.pipeline.optimize`; normalizations are lowered only where `ignore` says so.
     """
     before = model.SerializeToString(deterministic=True)
+    options.setdefault("ignore", ["lower"])
     result = optimize(model, verify=False, **options)
     assert model.SerializeToString(deterministic=True) == before, "the caller's model was changed"
     assert_same(model, result.model, sizes=sizes)

@@ -125,7 +125,7 @@ class TestLeftForTheRuntime:
             "y = MatMul(b, w) }"
         )
         weights: dict[str, Any] = {"axes": np.array([-1]), "two": scalar(2), "eps": scalar(1e-5)}
-        reason = "it is γ or β of a normalization that ONNX Runtime fuses"
+        reason = "it is γ or β of a normalization that holds them at no cost"
         refuse(build(text, gamma=(8,), beta=(8,), w=(8, 4), **weights), reason)
 
     def test_the_same_nodes_fold_where_no_norm_stands_in_front(self) -> None:

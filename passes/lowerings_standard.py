@@ -1,0 +1,358 @@
+"""Laws of LOWER that write standard operators: each takes a site and returns y, or refuses."""
+
+import numpy as np
+import onnx_ir as ir
+
+from normfuse.passes.access import RefusedError
+from normfuse.passes.emitter import Emitter
+from normfuse.passes.lowering import NormSite, Operand
+from normfuse.passes.lowering_forms import (
+    affine,
+    back,
+    batch_norm,
+    is_along,
+    ones,
+    plain_root,
+    product,
+    scaled,
+    vector,
+    zeros,
+)
+from normfuse.target import Target
+
+_ANY_FLOAT = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def _need(condition: bool, reason: str) -> None:
+    if not condition:
+        raise RefusedError(reason)
+
+
+def _same_precision(site: NormSite) -> None:
+    """InstanceNormalization and GroupNormalization have statistics of the dtype of x."""
+    wide = site.standardize.dtype
+    _need(wide is None or wide == site.dtype, "its statistics are computed in another dtype")
+
+
+def layer_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
+    """LayerNormalization(x, γ, β) over the last axes; γ or β that do not stand along them follow as Mul and Add."""
+    root, factor = plain_root(site)
+    axis = root.axes[0]
+    _need(root.centred and root.groups is None, "it is no LayerNorm")
+    _need(root.axes == tuple(range(axis, site.rank)), "its axes are not the last ones")
+    _need(site.weights.opset >= 17, f"opset {site.weights.opset} has no LayerNormalization, opset 17 has")
+    _need(site.dtype in _ANY_FLOAT, "its dtype")
+    stash = site.standardize.dtype or site.dtype
+    _need(stash in (ir.DataType.FLOAT, site.dtype), "its statistics are computed in another dtype")
+    scale, bias = scaled(site.scale, factor), site.bias
+    whole = is_along(scale, root.axes, site.rank)
+    gamma = vector(scale if whole else None, 1.0, root.axes, site.dims, emitter, site.dtype)
+    _need(gamma is not None, "the size of its last axes is not known")
+    joins = whole and bias is not None and is_along(bias, root.axes, site.rank)
+    beta = vector(bias, 0.0, root.axes, site.dims, emitter, site.dtype) if joins else None
+    inputs = (site.data, gamma) if beta is None else (site.data, gamma, beta)
+    value = emitter.op("LayerNormalization", *inputs, dims=site.dims, axis=axis - site.rank, epsilon=root.epsilon)
+    return affine(site, value, None if whole else scale, None if joins else bias, emitter)
+
+
+def rms_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
+    """RMSNormalization(x, γ) over the last axes, from opset 23 on; SimplifiedLayerNormalization below."""
+    root, factor = plain_root(site)
+    axis = root.axes[0]
+    _need(not root.centred, "it is no RMSNorm")
+    _need(root.axes == tuple(range(axis, site.rank)), "its axes are not the last ones")
+    standard = site.weights.opset >= 23
+    _need(
+        standard or target.provider != "portable", f"opset {site.weights.opset} has no RMSNormalization, opset 23 has"
+    )
+    _need(standard or axis == site.rank - 1, "SimplifiedLayerNormalization is for the last axis")
+    _need(site.dtype in _ANY_FLOAT[:3], "its dtype")
+    stash = site.standardize.dtype or site.dtype
+    _need(stash in (ir.DataType.FLOAT, site.dtype), "its statistics are computed in another dtype")
+    scale = scaled(site.scale, factor)
+    whole = is_along(scale, root.axes, site.rank)
+    gamma = vector(scale if whole else None, 1.0, root.axes, site.dims, emitter, site.dtype)
+    _need(gamma is not None, "the size of its last axes is not known")
+    name = "RMSNormalization" if standard else "SimplifiedLayerNormalization"
+    value = emitter.op(name, site.data, gamma, dims=site.dims, axis=axis - site.rank, epsilon=root.epsilon)
+    return affine(site, value, None if whole else scale, site.bias, emitter)
+
+
+def instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
+    """InstanceNormalization(x, γ, β) over the spatial axes."""
+    root, factor = plain_root(site)
+    _same_precision(site)
+    _need(root.centred and root.groups is None and site.rank > 2, "it is no InstanceNorm")
+    _need(root.axes == tuple(range(2, site.rank)), "its axes are not the spatial ones")
+    _need(site.dtype in _ANY_FLOAT[:3], "its dtype")
+    channels = site.dims[1]
+    _need(isinstance(channels, int), "the number of its channels is not known")
+    scale, bias = scaled(site.scale, factor), site.bias
+    whole = is_along(scale, (1,), site.rank) and is_along(bias, (1,), site.rank)
+    gamma, beta = (
+        vector(operand if whole else None, neutral, (1,), site.dims, emitter, site.dtype)
+        for operand, neutral in ((scale, 1.0), (bias, 0.0))
+    )
+    if not whole:
+        computed = tuple(_per_channel(site, operand, emitter) for operand in (scale, bias))
+        if all(one is not None for one, operand in zip(computed, (scale, bias), strict=True) if operand is not None):
+            gamma, beta = computed[0] or gamma, computed[1] or beta
+            whole = True
+    value = emitter.op("InstanceNormalization", site.data, gamma, beta, dims=site.dims, epsilon=root.epsilon)
+    return value if whole else affine(site, value, scale, bias, emitter)
+
+
+def _per_channel(site: NormSite, operand: Operand | None, emitter: Emitter) -> ir.Value | None:
+    """A computed γ or β of (1, C, 1, …) as a vector: AdaIN of one image."""
+    from normfuse.passes.access import dims
+
+    if operand is None or operand.parameter is None or site.dims[0] != 1:
+        return None
+    own, channels = dims(operand.parameter.value), site.dims[1]
+    aligned = operand.parameter.axes == tuple(range(site.rank - len(own or ()), site.rank))
+    if own is None or not aligned or not isinstance(channels, int):
+        return None
+    padded = [1] * (site.rank - len(own)) + list(own)
+    if padded != [1, channels, *([1] * (site.rank - 2))]:
+        return None
+    return emitter.op("Reshape", operand.parameter.value, emitter.integers([channels]), dims=[channels])
+
+
+def group_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
+    """GroupNormalization(x, γ, β), from opset 21 on."""
+    root, factor = plain_root(site)
+    _same_precision(site)
+    _need(root.centred and root.axes == tuple(range(1, site.rank)) and site.rank > 2, "it is no GroupNorm")
+    _need(root.groups is not None, "it has no groups")
+    kept = site.norm.node.op_type == "GroupNormalization" or site.standardize.cancels
+    _need(kept, "ONNX Runtime computes GroupNormalization by E[x²] − E[x]², which loses accuracy at large means")
+    _need(site.weights.opset >= 21, f"opset {site.weights.opset} has no GroupNormalization per channel, opset 21 has")
+    channels = site.dims[1]
+    _need(isinstance(channels, int), "the number of its channels is not known")
+    scale, bias = scaled(site.scale, factor), site.bias
+    whole = is_along(scale, (1,), site.rank) and is_along(bias, (1,), site.rank)
+    gamma, beta = (
+        vector(operand if whole else None, neutral, (1,), site.dims, emitter, site.dtype)
+        for operand, neutral in ((scale, 1.0), (bias, 0.0))
+    )
+    value = emitter.op(
+        "GroupNormalization", site.data, gamma, beta, dims=site.dims, num_groups=root.groups, epsilon=root.epsilon
+    )
+    return value if whole else affine(site, value, scale, bias, emitter)
+
+
+def _sets(site: NormSite, groups: int | None, axes: tuple[int, ...]) -> tuple[list[int], int]:
+    """The shape (…, sets, −1) that lays each set of a group or of trailing axes in a row, and the number of sets."""
+    if groups is not None:
+        _need(axes == tuple(range(1, site.rank)), "its groups are not of channels and all that follows")
+        return [0, groups, -1], groups
+    _need(axes == tuple(range(axes[0], site.rank)) and axes[0] > 0, "its axes are not the last ones")
+    if axes[0] == 1:
+        return [0, 1, -1], 1
+    sets = product(site.dims[1 : axes[0]])
+    _need(sets is not None, "the number of its rows is not known")
+    assert sets is not None
+    return [0, sets, -1], sets
+
+
+def by_instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
+    """Reshape (N, G, −1) → InstanceNormalization(1, 0) → Reshape → γ, β."""
+    root, factor = plain_root(site)
+    _same_precision(site)
+    _need(root.centred, "it subtracts no mean")
+    _need(site.dtype in _ANY_FLOAT[:3], "its dtype")
+    shape, sets = _sets(site, root.groups, root.axes)
+    scale = scaled(site.scale, factor)
+    rows = emitter.op("Reshape", site.data, emitter.integers(shape), dims=[site.dims[0], sets, None])
+    one, zero = ones(sets, emitter, site.dtype), zeros(sets, emitter, site.dtype)
+    value = emitter.op("InstanceNormalization", rows, one, zero, epsilon=root.epsilon)
+    value = back(site, value, emitter)
+    if target.provider == "cpu":
+        return batch_norm(site, value, scale, site.bias, emitter)
+    return affine(site, value, scale, site.bias, emitter)
+
+
+def by_layer_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
+    """Reshape (N, G, −1) → LayerNormalization(1) → Reshape → Mul → Add."""
+    root, factor = plain_root(site)
+    _need(root.centred, "it subtracts no mean")
+    _need(site.weights.opset >= 17, f"opset {site.weights.opset} has no LayerNormalization, opset 17 has")
+    stash = site.standardize.dtype or site.dtype
+    _need(stash in (ir.DataType.FLOAT, site.dtype), "its statistics are computed in another dtype")
+    shape, sets = _sets(site, root.groups, root.axes)
+    size = product(site.dims[1:])
+    _need(size is not None, "the size of its sets is not known")
+    assert size is not None
+    scale = scaled(site.scale, factor)
+    rows = emitter.op("Reshape", site.data, emitter.integers(shape), dims=[site.dims[0], sets, size // sets])
+    value = emitter.op(
+        "LayerNormalization", rows, ones(size // sets, emitter, site.dtype), axis=-1, epsilon=root.epsilon
+    )
+    return affine(site, back(site, value, emitter), scale, site.bias, emitter)
+
+
+def by_transposes(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
+    """Transpose → LayerNormalization or SimplifiedLayerNormalization → Transpose, for one axis that is not the last."""
+    root, factor = plain_root(site)
+    _need(root.groups is None and len(root.axes) == 1 and root.axes[0] < site.rank - 1, "its axis is the last one")
+    axis = root.axes[0]
+    if root.centred:
+        _need(site.weights.opset >= 17, f"opset {site.weights.opset} has no LayerNormalization, opset 17 has")
+    else:
+        _need(target.provider != "portable" or site.weights.opset >= 23, "there is no RMSNormalization below opset 23")
+    _need(site.standardize.dtype in (None, site.dtype, ir.DataType.FLOAT), "its statistics are of another dtype")
+    scale, bias = scaled(site.scale, factor), site.bias
+    whole = is_along(scale, (axis,), site.rank)
+    joins = whole and root.centred and bias is not None and is_along(bias, (axis,), site.rank)
+    gamma = vector(scale if whole else None, 1.0, (axis,), site.dims, emitter, site.dtype)
+    _need(gamma is not None, "the number of its channels is not known")
+    beta = vector(bias, 0.0, (axis,), site.dims, emitter, site.dtype) if joins else None
+    order = [place for place in range(site.rank) if place != axis] + [axis]
+    inverse = [int(place) for place in np.argsort(order)]
+    name = "LayerNormalization" if root.centred else _rms_name(site)
+    turned = emitter.op("Transpose", site.data, dims=[site.dims[place] for place in order], perm=order)
+    inputs = (turned, gamma) if beta is None else (turned, gamma, beta)
+    value = emitter.op(name, *inputs, axis=-1, epsilon=root.epsilon)
+    value = emitter.op("Transpose", value, dims=site.dims, perm=inverse)
+    return affine(site, value, None if whole else scale, None if joins else bias, emitter)
+
+
+def _rms_name(site: NormSite) -> str:
+    return "RMSNormalization" if site.weights.opset >= 23 else "SimplifiedLayerNormalization"
+
+
+def by_products(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
+    """Channels first: E over C as a product with a row of 1/C; d · 1/√(E[d²] + ε).
+
+    m = r·x, d = x − m, v = r·d², with r = (1/C … 1/C) and x as (N, C, −1).
+    """
+    root, factor = plain_root(site)
+    _need(root.centred and root.axes == (1,) and site.rank > 2, "it is no LayerNorm over the channels")
+    _need(site.dtype == ir.DataType.FLOAT and site.standardize.dtype in (None, site.dtype), "its dtype is not float32")
+    channels = site.dims[1]
+    _need(isinstance(channels, int), "the number of its channels is not known")
+    assert isinstance(channels, int)
+    inner = product(site.dims[2:])
+    scale = scaled(site.scale, factor)
+    row = emitter.constant(np.full((1, channels), 1.0 / channels), site.dtype, "row")
+    rows = emitter.op("Reshape", site.data, emitter.integers([0, channels, -1]), dims=[site.dims[0], channels, inner])
+    mean = emitter.op("MatMul", row, rows, dims=[site.dims[0], 1, inner])
+    centred = emitter.op("Sub", rows, mean)
+    variance = emitter.op("MatMul", row, emitter.op("Mul", centred, centred), dims=[site.dims[0], 1, inner])
+    root_of = emitter.op("Sqrt", emitter.op("Add", variance, emitter.constant(np.asarray(root.epsilon), site.dtype)))
+    value = emitter.op("Mul", centred, emitter.op("Reciprocal", root_of))
+    value = back(site, value, emitter)
+    if target.threads == 1:
+        return batch_norm(site, value, scale, site.bias, emitter)
+    return affine(site, value, scale, site.bias, emitter)
+
+
+def local_response(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
+    """LRN(x): 4-D, odd window."""
+    found = site.standardize
+    _need(found.window is not None, "it is no LRN")
+    assert found.window is not None
+    before, after = found.window
+    _need(before == after, "its window is even; LRN puts an even one elsewhere")
+    _need(found.channel == 1, "its window is not one of channels")
+    _need(site.rank == 4, "LRN runs on four dimensions")
+    _need(found.dtype in (None, site.dtype), "its statistics are of another dtype")
+    size = before + after + 1
+    value = emitter.op(
+        "LRN", site.data, dims=site.dims, size=size, alpha=found.alpha, beta=found.exponent, bias=found.epsilon
+    )
+    return affine(site, value, site.scale, site.bias, emitter)
+
+
+def by_window(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
+    """LRN with E over the window by AveragePool: x / d^β with d = k + α · E[x²].
+
+    β = ½ is √d and β = ¾ is √d · √√d, which are much faster than Pow.
+    """
+    found = site.standardize
+    _need(found.window is not None, "it is no LRN")
+    assert found.window is not None
+    before, after = found.window
+    _need(found.channel == 1 and site.rank >= 3, "its window is not one of channels")
+    _need(site.dtype == ir.DataType.FLOAT and found.dtype in (None, site.dtype), "its dtype is not float32")
+    channels = site.dims[1]
+    inner = product(site.dims[2:])
+    _need(isinstance(channels, int), "the number of its channels is not known")
+    assert isinstance(channels, int)
+    square = emitter.op("Mul", site.data, site.data)
+    # (N, C, …) → (N, 1, C, −1): the channels become rows, of which the pool takes a window.
+    rows = emitter.op(
+        "Reshape", square, emitter.integers([0, 1, channels, -1]), dims=[site.dims[0], 1, channels, inner]
+    )
+    size = before + after + 1
+    pooled = emitter.op(
+        "AveragePool", rows, kernel_shape=[size, 1], pads=[before, 0, after, 0], count_include_pad=1, strides=[1, 1]
+    )
+    pooled = back(site, pooled, emitter)
+    grown = pooled
+    if found.alpha != 1.0:
+        grown = emitter.op("Mul", grown, emitter.constant(np.asarray(found.alpha), site.dtype))
+    grown = emitter.op("Add", grown, emitter.constant(np.asarray(found.epsilon), site.dtype))
+    power = _power(grown, found.exponent, site, emitter)
+    value = emitter.op("Div", site.data, power)
+    return affine(site, value, site.scale, site.bias, emitter)
+
+
+def _power(value: ir.Value, exponent: float, site: NormSite, emitter: Emitter) -> ir.Value:
+    """v^β by square roots where β is a sum of 1, ½ and ¼."""
+    root = quarter = None
+    if exponent in (0.5, 0.75):
+        root = emitter.op("Sqrt", value)
+    if exponent == 0.5:
+        assert root is not None
+        return root
+    if exponent == 0.75:
+        assert root is not None
+        quarter = emitter.op("Sqrt", root)
+        return emitter.op("Mul", root, quarter)
+    if exponent == 1.0:
+        return value
+    return emitter.op("Pow", value, emitter.constant(np.asarray(exponent), site.dtype))
+
+
+def two_pass(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
+    """d = x − E[x], d / σ with σ from E[d²], in nodes: for a variance that was E[x²] − E[x]²."""
+    found = site.standardize
+    _need(found.cancels and found.centred and found.groups is None, "its variance is computed in two passes already")
+    _need(found.dtype in (None, site.dtype) and found.order == 2, "its statistics are of another dtype")
+    count = found.count(site.dims)
+    _need(not found.ddof or count is not None, "the number of elements of its variance is not known")
+    kept = [1 if axis in found.axes else dim for axis, dim in enumerate(site.dims)]
+
+    def mean(value: ir.Value) -> ir.Value:
+        if site.weights.opset >= 18:
+            return emitter.op("ReduceMean", value, emitter.integers(found.axes, "axes"), dims=kept, keepdims=1)
+        return emitter.op("ReduceMean", value, dims=kept, axes=list(found.axes), keepdims=1)
+
+    def number(value: float) -> ir.Value:
+        return emitter.constant(np.asarray(value), site.dtype)
+
+    centred = emitter.op("Sub", site.data, mean(site.data), dims=site.dims)
+    spread = mean(emitter.op("Mul", centred, centred))
+    ratio = found.alpha * (count / (count - found.ddof) if found.ddof and count else 1.0)
+    if ratio != 1.0:
+        spread = emitter.op("Mul", spread, number(ratio))
+    if found.place == "inside":
+        divisor = emitter.op("Sqrt", emitter.op("Add", spread, number(found.epsilon)))
+    else:
+        _need(found.exponent == 0.5, "its exponent")
+        operator = "Add" if found.place == "outside" else "Max"
+        divisor = emitter.op(operator, emitter.op("Sqrt", spread), number(found.epsilon))
+    value = emitter.op("Div", centred, divisor, dims=site.dims)
+    return affine(site, value, site.scale, site.bias, emitter)
+
+
+def lp_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
+    """LpNormalization(x) along one axis, where no ε guards the division or the op itself stood there."""
+    found = site.standardize
+    _need(found.total and not found.centred and len(found.axes) == 1, "it is no Lp normalization")
+    _need(found.epsilon == 0.0, "LpNormalization has no ε")
+    _need(found.dtype in (None, site.dtype), "its statistics are of another dtype")
+    _need(site.norm.node.op_type == "LpNormalization", "LpNormalization makes zeros of a row of zeros, this does not")
+    value = emitter.op("LpNormalization", site.data, dims=site.dims, axis=found.axes[0], p=found.order)
+    return affine(site, value, site.scale, site.bias, emitter)
