@@ -1,4 +1,4 @@
-"""The pipeline: load → prepare → LIFT → FOLD → LOWER → layout → clean → save, with observers between the stages."""
+"""The pipeline: load → prepare → LIFT → FOLD → block → LOWER → layout → clean → save, with observers between."""
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -17,6 +17,7 @@ from normfuse.passes.fold_rules import FOLD_RULES
 from normfuse.passes.layout import LayoutPass
 from normfuse.passes.lift import LiftPass
 from normfuse.passes.lower import LowerPass, RestorePass
+from normfuse.passes.lower_blocks import BLOCKS, BlockPass
 from normfuse.passes.lowerings import LOWERINGS
 from normfuse.passes.prepare import PreparePass
 from normfuse.passes.recognizers import RECOGNIZERS
@@ -28,7 +29,7 @@ Observer = Callable[[str, ir.Model], None]
 """Called after each stage with the stage's name and the model as it is then; it must not change it."""
 
 
-STAGES = ("lift", "fold", "lower")
+STAGES = ("lift", "fold", "block", "lower")
 """Stages that can be left out as a whole."""
 
 
@@ -47,7 +48,7 @@ class Result:
 
 def rules() -> tuple[Rule, ...]:
     """All rules, in the order of the stages."""
-    return (*prepare.RULES, *RECOGNIZERS, *FOLD_RULES, *LOWERINGS, *clean.RULES)
+    return (*prepare.RULES, *RECOGNIZERS, *FOLD_RULES, *BLOCKS, *LOWERINGS, *clean.RULES)
 
 
 def optimize(
@@ -138,12 +139,14 @@ def rewrite(
     typed = _typed_names(model)
     declared = [(value.type, value.shape) for value in model.graph.outputs]
     preparing, folding, joining = PreparePass(freeze, ignore), FoldPass(select, ignore), LayoutPass()
-    unselected = [rule.name for rule in LOWERINGS if select and rule.name not in select]
+    unselected = [rule.name for rule in (*BLOCKS, *LOWERINGS) if select and rule.name not in select]
+    blocking = BlockPass(where, [*ignore, *unselected])
     lifting, lowering = LiftPass(ignore), LowerPass(where, [*ignore, *unselected])
     stages: dict[str, ir.passes.PassBase] = {
         "prepare": preparing,
         "lift": lifting,
         "fold": folding,
+        "block": blocking,
         "lower": RestorePass() if "lower" in ignore else lowering,
         "layout": joining,
         "clean": CleanPass(),
@@ -161,14 +164,14 @@ def rewrite(
     return Report(
         before,
         Counts.of(model),
-        [*preparing.changes, *folding.changes, *lowering.changes, *joining.changes],
-        unique([*preparing.refusals, *lifting.refusals, *folding.refusals, *lowering.refusals]),
+        [*preparing.changes, *folding.changes, *blocking.changes, *lowering.changes, *joining.changes],
+        unique([*preparing.refusals, *lifting.refusals, *folding.refusals, *blocking.refusals, *lowering.refusals]),
     )
 
 
 def _check_rules(select: Collection[str], ignore: Collection[str]) -> None:
     for chosen, known in (
-        (select, [rule.name for rule in (*FOLD_RULES, *LOWERINGS)]),
+        (select, [rule.name for rule in (*FOLD_RULES, *BLOCKS, *LOWERINGS)]),
         (ignore, [*(rule.name for rule in rules()), *STAGES]),
     ):
         if isinstance(chosen, str):
@@ -179,7 +182,11 @@ def _check_rules(select: Collection[str], ignore: Collection[str]) -> None:
             import difflib
 
             near = difflib.get_close_matches(name, known, 1)
-            stage = "; only rules of FOLD and LOWER can be selected" if name in (rule.name for rule in rules()) else ""
+            stage = (
+                "; only rules of FOLD, BLOCKS and LOWER can be selected"
+                if name in (rule.name for rule in rules())
+                else ""
+            )
             hint = f"did you mean {near[0]!r}?" if near else f"see `normfuse explain`{stage}"
             raise NormfuseError(f"unknown rule {name!r}; {hint}")
 

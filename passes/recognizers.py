@@ -4,10 +4,18 @@ A law takes the node and the constants of the model, and returns a `Found`, or N
 raises `RefusedError` for what comes close and must be left alone.
 """
 
-from normfuse.passes import moments, surroundings
+from normfuse.passes import activations, moments, surroundings
 from normfuse.passes.rule import Rule
 
 FORMS: tuple[Rule, ...] = (
+    Rule(
+        "hard-activation-spelled",
+        "lift",
+        ("Clip", "Div", "Max", "Min", "Mul"),
+        None,
+        activations.hard,
+        "x · clip(x + 3, 0, 6) / 6 is HardSwish, and clip(x + 3, 0, 6) / 6 is HardSigmoid, in any order",
+    ),
     Rule(
         "standardize",
         "lift",

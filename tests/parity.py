@@ -183,7 +183,7 @@ def fold(model: onnx.ModelProto, *, sizes: Mapping[str, int] | None = None, **op
         options: of `normfuse.pipeline.optimize`; normalizations are lowered only where `ignore` says so.
     """
     before = model.SerializeToString(deterministic=True)
-    options.setdefault("ignore", ["lower"])
+    options.setdefault("ignore", ["block", "lower"])
     result = optimize(model, verify=False, **options)
     assert model.SerializeToString(deterministic=True) == before, "the caller's model was changed"
     assert_same(model, result.model, sizes=sizes)

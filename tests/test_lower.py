@@ -1,0 +1,294 @@
+"""LOWER: each row writes what it should, says why it does not, and loses no accuracy against a float64 oracle."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import normfuse
+from normfuse.passes.lowerings import LOWERINGS
+from normfuse.pipeline import Result
+from normfuse.target import Target
+from tests.parity import build, ops, reasons_of, rules_of
+
+RMS = "q = Mul(x, x) m = ReduceMean<axes=[-1]>(q) a = Add(m, e) r = Sqrt(a) i = Reciprocal(r) n = Mul(x, i)"
+CENTRED = "m = ReduceMean<axes={axes}>(x) d = Sub(x, m) q = Mul(d, d) v = ReduceMean<axes={axes}>(q)"
+EPSILON = np.float32(1e-5)
+GROUPS = "r = Reshape(x, s) n = InstanceNormalization(r, one, zero) b = Reshape(n, t) g = Mul(b, w) y = Add(g, c)"
+GROUP_WEIGHTS: dict[str, Any] = {
+    "s": np.array([0, 2, -1]),
+    "t": np.array([2, 6, 4, 4]),
+    "one": np.ones(2, np.float32),
+    "zero": np.zeros(2, np.float32),
+    "w": (6, 1, 1),
+    "c": (6, 1, 1),
+}
+CANCELLING = (
+    "m = ReduceMean<axes=[1]>(x) q = Mul(x, x) p = ReduceMean<axes=[1]>(q) k = Mul(m, m) v = Sub(p, k)"
+    " a = Add(v, e) r = Sqrt(a) d = Sub(x, m) y = Div(d, r)"
+)
+WINDOW = (
+    "q = Mul(x, x) u = Reshape(q, s) p = Pad(u, z) a = AveragePool<kernel_shape=[5,1,1], strides=[1,1,1]>(p)"
+    " b = Reshape(a, t) k = Mul(b, alpha) j = Add(k, one) f = Pow(j, beta) y = Div(x, f)"
+)
+WINDOW_WEIGHTS: dict[str, Any] = {
+    "s": np.array([2, 1, 6, 4, 4]),
+    "z": np.array([0, 0, 2, 0, 0, 0, 0, 2, 0, 0]),
+    "t": np.array([2, 6, 4, 4]),
+    "alpha": np.float32(0.3),
+    "one": np.float32(1.0),
+    "beta": np.float32(0.75),
+}
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A model, where it runs, and what it becomes."""
+
+    rule: str
+    text: str
+    expected: str
+    provider: Any = "cpu"
+    threads: int = 1
+    opset: int = 17
+    weights: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.provider} {self.threads} opset {self.opset} {self.text[-48:]}"
+
+    def run(self) -> tuple[onnx.ModelProto, Result]:
+        model = build(self.text, opset=self.opset, **self.weights)
+        return model, normfuse.optimize(model, Target(self.provider, self.threads), verify=True)
+
+
+def image(body: str) -> str:
+    return f"(float[2,6,4,4] x) => (float[2,6,4,4] y) {{ {body} }}"
+
+
+def rows(body: str) -> str:
+    return f"(float[2,5,16] x) => (float[2,5,16] y) {{ {body} }}"
+
+
+def centred(axes: str, tail: str = "y = Div(d, r)") -> str:
+    return f"{CENTRED.format(axes=axes)} a = Add(v, e) r = Sqrt(a) {tail}"
+
+
+E: dict[str, Any] = {"e": EPSILON}
+AFFINE_ROWS = "n = Div(d, r) g = Mul(n, w) y = Add(g, c)"
+SPELLED_ROWS = rows(centred("[-1]", AFFINE_ROWS))
+SPELLED_CHANNELS = image(centred("[1]", AFFINE_ROWS))
+CHANNEL_WEIGHTS = E | {"w": (6, 1, 1), "c": (6, 1, 1)}
+ROW_WEIGHTS = E | {"w": (16,), "c": (16,)}
+UNBIASED = f"{CENTRED.format(axes='[2,3]')} u = Mul(v, f) a = Add(u, e) r = Sqrt(a) y = Div(d, r)"
+
+APPLIES = (
+    Lowered("layer-norm", SPELLED_ROWS, "LayerNormalization", weights=ROW_WEIGHTS),
+    Lowered("layer-norm", SPELLED_ROWS, "LayerNormalization", "portable", weights=ROW_WEIGHTS),
+    Lowered("layer-norm", SPELLED_ROWS, "LayerNormalization", "cuda", weights=ROW_WEIGHTS),
+    Lowered("rms-norm", rows(f"{RMS} y = Mul(n, w)"), "SimplifiedLayerNormalization", weights=ROW_WEIGHTS),
+    Lowered(
+        "rms-norm",
+        rows(f"{RMS} y = Mul(n, w)").replace("<axes=[-1]>(q)", "(q, k)"),
+        "RMSNormalization",
+        "portable",
+        opset=23,
+        weights=ROW_WEIGHTS | {"k": np.array([-1])},
+    ),
+    Lowered(
+        "group-norm",
+        image("g = GroupNormalization<num_groups=2>(x, w, c) y = Mul(g, k)"),
+        "GroupNormalization",
+        "portable",
+        opset=21,
+        weights={"w": (6,), "c": (6,), "k": (6, 1, 1)},
+    ),
+    Lowered("instance-norm", image(centred("[2,3]")), "InstanceNormalization", "portable", weights=E),
+    Lowered("instance-norm", image(centred("[2,3]")), "InstanceNormalization", weights=E),
+    Lowered("instance-norm", image(UNBIASED), "InstanceNormalization", weights=E | {"f": np.float32(16 / 15)}),
+    Lowered(
+        "channels-first-by-products",
+        SPELLED_CHANNELS,
+        "Add BatchNormalization MatMul MatMul Mul Mul Reciprocal Reshape Reshape Sqrt Sub",
+        weights=CHANNEL_WEIGHTS,
+    ),
+    Lowered(
+        "channels-first-by-products",
+        SPELLED_CHANNELS,
+        "Add Add MatMul MatMul Mul Mul Mul Reciprocal Reshape Reshape Sqrt Sub",
+        threads=4,
+        weights=CHANNEL_WEIGHTS,
+    ),
+    Lowered(
+        "norm-by-transposes",
+        SPELLED_CHANNELS,
+        "LayerNormalization Transpose Transpose",
+        "cuda",
+        weights=CHANNEL_WEIGHTS,
+    ),
+    Lowered(
+        "norm-by-instance-norm",
+        image(GROUPS),
+        "BatchNormalization InstanceNormalization Reshape Reshape",
+        weights=GROUP_WEIGHTS,
+    ),
+    Lowered(
+        "norm-by-instance-norm",
+        image("y = GroupNormalization<num_groups=2>(x, w, c)"),
+        "BatchNormalization InstanceNormalization Reshape Reshape",
+        opset=21,
+        weights={"w": (6,), "c": (6,)},
+    ),
+    Lowered(
+        "norm-by-layer-norm",
+        image(GROUPS),
+        "Add LayerNormalization Mul Reshape Reshape",
+        threads=4,
+        weights=GROUP_WEIGHTS,
+    ),
+    Lowered(
+        "norm-by-instance-norm-threaded",
+        image(GROUPS).replace("[2,6,4,4]", "[N,6,H,4]"),
+        "BatchNormalization InstanceNormalization Reshape Reshape",
+        threads=4,
+        weights=GROUP_WEIGHTS | {"t": np.array([0, 6, -1, 4])},
+    ),
+    Lowered(
+        "lrn-by-pool",
+        image(WINDOW),
+        "Add AveragePool Div Mul Mul Mul Reshape Reshape Sqrt Sqrt",
+        weights=WINDOW_WEIGHTS,
+    ),
+    Lowered(
+        "lrn-by-pool",
+        image("y = LRN<size=5, alpha=0.3>(x)"),
+        "Add AveragePool Div Mul Mul Mul Reshape Reshape Sqrt Sqrt",
+    ),
+    Lowered("lrn", image(WINDOW), "LRN", "portable", weights=WINDOW_WEIGHTS),
+    Lowered(
+        "lp-norm",
+        rows("n = LpNormalization(x) y = Mul(n, w)"),
+        "LpNormalization Mul",
+        "portable",
+        weights={"w": (16,)},
+    ),
+    Lowered(
+        "two-pass",
+        "(float[5,6] x) => (float[5,6] y) { " + CANCELLING.replace("[1]", "[0]") + " }",
+        "Add Div Mul ReduceMean ReduceMean Sqrt Sub",
+        weights=E,
+    ),
+)
+
+REFUSES = (
+    Lowered("layer-norm", rows(centred("[-1]")), "opset 13 has no LayerNormalization", "portable", opset=13, weights=E),
+    Lowered(
+        "rms-norm", rows(f"{RMS} y = Mul(n, w)"), "opset 17 has no RMSNormalization", "portable", weights=ROW_WEIGHTS
+    ),
+    Lowered("group-norm", image(GROUPS), "opset 17 has no GroupNormalization", "portable", weights=GROUP_WEIGHTS),
+    Lowered(
+        "group-norm",
+        image(GROUPS),
+        "ONNX Runtime computes GroupNormalization by E[x²] − E[x]²",
+        "portable",
+        opset=21,
+        weights=GROUP_WEIGHTS,
+    ),
+    Lowered("instance-norm", rows(centred("[1]")), "its axes are not the spatial ones", weights=E),
+    Lowered("channels-first-by-products", rows(centred("[0]")), "it is no LayerNorm over the channels", weights=E),
+    Lowered("norm-by-instance-norm", rows(centred("[0]")), "its axes are not the last ones", weights=E),
+    Lowered("norm-by-layer-norm", rows(centred("[0]")), "its axes are not the last ones", threads=4, weights=E),
+    Lowered(
+        "norm-by-instance-norm-threaded", rows(centred("[0]")), "its axes are not the last ones", threads=4, weights=E
+    ),
+    Lowered("norm-by-transposes", image(centred("[1,3]")), "its axis is the last one", "cuda", weights=E),
+    Lowered("lrn-by-pool", rows(centred("[0]")), "it is no LRN", weights=E),
+    Lowered(
+        "lrn",
+        image(WINDOW).replace("[5,1,1]", "[4,1,1]"),
+        "its window is even",
+        "portable",
+        weights=WINDOW_WEIGHTS | {"z": np.array([0, 0, 2, 0, 0, 0, 0, 1, 0, 0])},
+    ),
+    Lowered("lp-norm", rows("n = ReduceL2<axes=[-1]>(x) y = Div(x, n)"), "makes zeros of a row of zeros", weights=E),
+    Lowered("two-pass", image(centred("[1,3]")), "its variance is computed in two passes already", weights=E),
+)
+
+
+@pytest.mark.parametrize("item", APPLIES, ids=str)
+def test_it_applies(item: Lowered) -> None:
+    _, result = item.run()
+    assert ops(result.model) == Counter(item.expected.split()), reasons_of(result)
+    unchanged = item.rule in ("lp-norm", "group-norm") and item.rule not in rules_of(result)
+    assert unchanged or item.rule in rules_of(result), rules_of(result)
+    assert result.report.parity is not None
+    assert result.report.parity.passed
+
+
+@pytest.mark.parametrize("item", REFUSES, ids=str)
+def test_it_refuses(item: Lowered) -> None:
+    model, result = item.run()
+    assert item.rule not in rules_of(result)
+    if item.rule in {refusal.reason.split(":")[0] for refusal in result.report.refusals}:
+        assert f"{item.rule}: {item.expected}" in reasons_of(result)
+    else:
+        laws = {row.name: row for row in LOWERINGS}
+        assert item.expected in _reason(laws[item.rule], model, item)
+
+
+def _reason(row: Any, model: onnx.ModelProto, item: Lowered) -> str:
+    """Why a row does not serve the normalization of a model, asked directly: another row was taken."""
+    from normfuse.model import load
+    from normfuse.passes.access import RefusedError
+    from normfuse.passes.emitter import Emitter
+    from normfuse.passes.lift import LiftPass
+    from normfuse.passes.lowering import site_of
+    from normfuse.passes.norms import read_norm
+    from normfuse.passes.prepare import PreparePass
+    from normfuse.passes.weights import Weights
+
+    loaded = load(model)
+    PreparePass(None, ())(loaded)
+    LiftPass()(loaded)
+    weights = Weights(loaded)
+    for node in loaded.graph:
+        norm = read_norm(node, weights)
+        if norm is not None:
+            with pytest.raises(RefusedError) as refused:
+                row.law(site_of(norm, weights), Emitter(weights, "y"), Target(item.provider, item.threads))
+            return str(refused.value)
+    raise AssertionError("no normalization was found")
+
+
+def test_every_row_is_tested() -> None:
+    known = {row.name for row in LOWERINGS}
+    assert {item.rule for item in APPLIES} == known
+    assert {item.rule for item in REFUSES} == known
+
+
+def test_a_variance_that_cancels_is_mended() -> None:
+    text = f"(float[5,16] x) => (float[5,16] y) {{ {CANCELLING} }}"
+    result = normfuse.optimize(build(text, opset=17, e=EPSILON), "cpu")
+    assert ops(result.model) == Counter(["LayerNormalization"])
+    assert any("more accurate" in change.detail for change in result.report.changes)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        centred("[-1]").replace("q = Mul(d, d)", "d2 = Mul(d, d) q = Mul(d2, d2)"),
+        centred("[-1]", "y = Div(r, d)"),
+        centred("[-1]").replace("d = Sub(x, m)", "d = Sub(m, x)"),
+        centred("[-1]", "k = Sigmoid(x) l = Mul(x, k) y = Div(l, r)"),
+        "g = ReduceL2<axes=[1]>(x) m = ReduceMean<axes=[-1]>(g) a = Add(m, e) n = Div(g, a) y = Mul(x, n)",
+        "m = ReduceMax<axes=[-1]>(x) d = Sub(x, m) q = Exp(d) s = ReduceSum(q, k) y = Div(q, s)",
+    ],
+    ids=["fourth power", "inverted", "mean minus x", "EvoNorm", "GRN", "softmax"],
+)
+def test_look_alikes_stay(body: str) -> None:
+    model = build(rows(body), opset=17, e=EPSILON, k=np.array([-1]))
+    result = normfuse.optimize(model, "cpu")
+    assert not rules_of(result) & {row.name for row in LOWERINGS}, rules_of(result)
+    assert "LayerNormalization" not in ops(result.model)
