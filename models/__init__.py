@@ -40,7 +40,7 @@ MODELS: dict[str, Entry] = {
         Entry("input-normalization", normalized_input, _IMAGE),
         Entry("input-normalization-padded", partial(normalized_input, padding=1), _IMAGE),
         Entry("layer-scale", layer_scale_net, _IMAGE),
-        Entry("learnable-affine", learnable_affine_net, _IMAGE, _SPATIAL),
+        Entry("learnable-affine", learnable_affine_net, _IMAGE, _SPATIAL, keeps=2),
     )
 }
 """Small models, quick to export and to check."""

@@ -16,7 +16,8 @@ class Entry:
         factory: makes the module; called with torch's generator seeded.
         shapes: the shape of each input, batch first; all inputs are float32.
         dynamic: for each input, the axes that may be exported as dynamic, with the names of their dimensions.
-        keeps: BatchNormalizations that must stay, because what they read is read by others too and not linear.
+        keeps: BatchNormalizations that must stay, because what they read is read by others too and not linear, or
+            that hold a scale and shift which no neighbour can take.
         seed: of the weights, the statistics and the example inputs.
     """
 

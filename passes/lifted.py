@@ -158,7 +158,9 @@ def lift(model: ir.Model, found: Found, operator: str, overload: str) -> ir.Node
     anchor = output.producer()  # it reads all the others, so it stands last
     assert anchor is not None
     call = ir.Node(DOMAIN, operator, outside, overload=overload, num_outputs=1, name=body[-1].name)
-    call.outputs[0].name, call.outputs[0].type, call.outputs[0].shape = output.name, output.type, output.shape
+    call.outputs[0].name, call.outputs[0].type = output.name, output.type
+    # All that is lifted has the dimensions of its data, whether or not inference found that out.
+    call.outputs[0].shape = output.shape if found.data.shape is None else found.data.shape.copy()
     call.outputs[0].doc_string = output.doc_string
     call.outputs[0].metadata_props.update(output.metadata_props)
     graph.insert_after(anchor, call)

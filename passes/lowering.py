@@ -150,7 +150,19 @@ def _operand(parameter: Parameter | None, norm: Norm, weights: Weights) -> Opera
 
 
 def _keeps_dims(node: ir.Node, value: ir.Value) -> bool:
-    return dims(node.outputs[0]) == dims(value) and node.outputs[0].dtype == value.dtype
+    """Whether the result of a node has the dimensions of one of its inputs, stated or by how the others broadcast."""
+    if node.outputs[0].dtype != value.dtype:
+        return False
+    wanted = dims(value)
+    if wanted is None or dims(node.outputs[0]) == wanted:
+        return wanted is not None
+    others = [dims(one) for one in node.inputs if one is not value]
+    return all(
+        own is not None
+        and len(own) <= len(wanted)
+        and all(size in (1, full) and size is not None for size, full in zip(own[::-1], wanted[::-1], strict=False))
+        for own in others
+    )
 
 
 def _joined(

@@ -123,7 +123,7 @@ LOWERINGS: tuple[Lowering, ...] = (
         None,
         laws.local_response,
         "LRN divides by (k + α/n · Σ x²)^β over an odd window of channels",
-        targets=("portable", "cuda"),
+        targets=("cuda",),
     ),
     Lowering(
         "lp-norm",

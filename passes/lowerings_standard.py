@@ -124,9 +124,9 @@ def group_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     _same_precision(site)
     _need(root.centred and root.axes == tuple(range(1, site.rank)) and site.rank > 2, "it is no GroupNorm")
     _need(root.groups is not None, "it has no groups")
+    _need(site.weights.opset >= 21, f"opset {site.weights.opset} has no GroupNormalization per channel, opset 21 has")
     kept = site.norm.node.op_type == "GroupNormalization" or site.standardize.cancels
     _need(kept, "ONNX Runtime computes GroupNormalization by E[x²] − E[x]², which loses accuracy at large means")
-    _need(site.weights.opset >= 21, f"opset {site.weights.opset} has no GroupNormalization per channel, opset 21 has")
     channels = site.dims[1]
     _need(isinstance(channels, int), "the number of its channels is not known")
     scale, bias = scaled(site.scale, factor), site.bias

@@ -128,6 +128,8 @@ def _found(output: ir.Value, divisor: Divisor, weights: Weights) -> Found | None
     if read is None or len(factors) > 2 or abs(above.coefficient - 1.0) > _TOLERANCE:
         return None
     numerator, data, axes, centred = read
+    if not centred and any(mean_of(part, weights) is not None for _, part in terms(data) if part is not data):
+        raise RefusedError("it divides a difference from a mean, but of other axes or with the other sign")
     rest = [value for value in factors if value is not numerator]
     scale = rest[0] if rest else None
     return _finish(output, divisor, data, axes, centred, scale, None, weights)
