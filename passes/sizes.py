@@ -55,7 +55,8 @@ def sizes_of(value: ir.Value, weights: Weights, depth: int = _DEPTH) -> Sizes | 
     """The dimensions of a value, through the Reshapes that give it its own; None where they cannot be told."""
     value = plain(value)
     found, node = dims(value), value.producer()
-    if node is None or operator(node) not in MOVERS or not depth or (found is not None and None not in found):
+    is_known = found is not None and all(isinstance(size, int) for size in found)
+    if node is None or operator(node) not in MOVERS or not depth or is_known:
         return stated(value)
     data = node.inputs[0]
     inner = None if data is None else sizes_of(data, weights, depth - 1)
