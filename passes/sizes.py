@@ -10,6 +10,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from normfuse.passes.access import RefusedError, attribute, dims, operator
+from normfuse.passes.lifted import DOMAIN
 from normfuse.passes.reshaping import Extent
 from normfuse.passes.views import plain
 from normfuse.passes.weights import Weights, constant_tensor
@@ -19,6 +20,8 @@ MOVERS = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 
 _DEPTH = 12
 _ONE = Extent(1, ())
+_KEEPERS = frozenset({"InstanceNormalization", "LayerNormalization"})
+"""Operators whose first input has the dimensions of the result; lifted calls are such, too."""
 
 Sizes = tuple[Extent, ...]
 
@@ -55,6 +58,12 @@ def sizes_of(value: ir.Value, weights: Weights, depth: int = _DEPTH) -> Sizes | 
     """The dimensions of a value, through the Reshapes that give it its own; None where they cannot be told."""
     value = plain(value)
     found, node = dims(value), value.producer()
+    while node is not None and (operator(node) in _KEEPERS or node.domain == DOMAIN) and node.inputs:
+        data = node.inputs[0]
+        if data is None or dims(data) is None or len(dims(data) or ()) != len(found or ()):
+            break
+        value = plain(data)
+        found, node = dims(value), value.producer()
     is_known = found is not None and all(isinstance(size, int) for size in found)
     if node is None or operator(node) not in MOVERS or not depth or is_known:
         return stated(value)
