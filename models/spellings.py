@@ -570,8 +570,3 @@ def _reshaped() -> Iterator[Spelling]:
         yield Spelling(
             "statistics of rows", f"{how}{', Expand' if expand else ''}", partial(build, how, expand), how.meaning
         )
-
-
-def lookalikes() -> Iterator[Spelling]:
-    """What looks like a normalization and is none."""
-    yield from ()

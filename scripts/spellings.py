@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime  # type: ignore[import-untyped]  # it ships no types
 
+from models import lookalikes, spellings_groups
 from models import spellings as norms
 from models.spelling import Spelling
 from normfuse.passes.access import RefusedError
@@ -85,6 +86,8 @@ def look(spelling: Spelling, run: bool = True) -> Outcome:
     lifting = LiftPass()
     lifting(prepared)
     found = meanings(prepared)
+    if spelling.meaning is None:
+        found = tuple(record.meaning for node in prepared.graph.all_nodes() if (record := lifted(node)) is not None)
     reasons = tuple(refusal.reason for refusal in lifting.refusals)
     if not run:
         return Outcome(spelling, found, reasons, None)
@@ -118,9 +121,9 @@ def _run(
 
 def all_spellings() -> Iterator[Spelling]:
     """The spellings and look-alikes of all generators."""
-    for module in (norms,):
-        yield from module.spellings()
-        yield from module.lookalikes()
+    yield from norms.spellings()
+    yield from spellings_groups.spellings()
+    yield from lookalikes.lookalikes()
 
 
 def main(arguments: Sequence[str] = ()) -> int:

@@ -1,0 +1,32 @@
+"""A sample of the spellings of `models`: all are found and restored bit for bit, no look-alike is."""
+
+from itertools import islice
+
+import pytest
+
+from models import lookalikes, spellings, spellings_groups
+from models.spelling import Spelling
+from scripts.spellings import look
+
+STEP = 41
+"""Every so many of the thousands of spellings are looked for here; `python -m scripts.spellings` takes them all."""
+
+SAMPLE = [*islice(spellings.spellings(), 0, None, STEP), *islice(spellings_groups.spellings(), 0, None, 3)]
+
+
+@pytest.mark.parametrize("spelling", SAMPLE, ids=lambda item: f"{item.form}: {item.name}")
+def test_a_spelling_is_found_and_restored(spelling: Spelling) -> None:
+    outcome = look(spelling)
+    assert outcome.is_right, str(outcome)
+    assert outcome.is_exact
+
+
+@pytest.mark.parametrize("spelling", list(lookalikes.lookalikes()), ids=lambda item: f"{item.form}: {item.name}")
+def test_a_look_alike_is_left_alone(spelling: Spelling) -> None:
+    outcome = look(spelling, run=False)
+    assert outcome.meanings == (), str(outcome)
+
+
+def test_every_form_is_in_the_sample() -> None:
+    everything = {item.form for module in (spellings, spellings_groups) for item in module.spellings()}
+    assert {item.form for item in SAMPLE} == everything
