@@ -66,6 +66,10 @@ class LowerPass(ir.passes.InPlacePass):
                 return
             self._commit(model, row, site, emitter, result)
             return
+        if lifted(node) is not None and any(lifted(inner) or read_op(inner, weights) for inner in _body(model, node)):
+            for inner in inline(model, node):  # what stands within may be served where the whole is not
+                self._lower(model, inner, weights)
+            return
         for reason in dict.fromkeys(reasons):
             self.refusals.append(Refusal("lower", site.names[-1], reason))
 
@@ -90,6 +94,19 @@ class RestorePass(ir.passes.InPlacePass):
         lifts = any(identifier[0] == DOMAIN for identifier in model.functions)
         restore(model)
         return ir.passes.PassResult(model, lifts)
+
+
+def _body(model: ir.Model, call: ir.Node) -> tuple[ir.Node, ...]:
+    """The nodes in a lifted call."""
+    return tuple(model.functions[call.op_identifier()])
+
+
+def read_op(node: ir.Node, weights: Weights) -> bool:
+    """Whether a node is a normalization."""
+    try:
+        return read_norm(node, weights) is not None
+    except RefusedError:
+        return False
 
 
 def replace(model: ir.Model, site: NormSite, emitter: Emitter, result: ir.Value) -> None:

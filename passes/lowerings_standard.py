@@ -59,7 +59,7 @@ def rms_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """RMSNormalization(x, γ) over the last axes, from opset 23 on; SimplifiedLayerNormalization below."""
     root, factor = plain_root(site)
     axis = root.axes[0]
-    _need(not root.centred, "it is no RMSNorm")
+    _need(not root.centred and root.groups is None, "it is no RMSNorm")
     _need(root.axes == tuple(range(axis, site.rank)), "its axes are not the last ones")
     standard = site.weights.opset >= 23
     _need(
@@ -123,7 +123,7 @@ def group_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     root, factor = plain_root(site)
     _same_precision(site)
     _need(root.centred and root.axes == tuple(range(1, site.rank)) and site.rank > 2, "it is no GroupNorm")
-    _need(root.groups is not None, "it has no groups")
+    _need(root.groups is not None and root.channel == 1, "it has no groups of channels")
     _need(site.weights.opset >= 21, f"opset {site.weights.opset} has no GroupNormalization per channel, opset 21 has")
     kept = site.norm.node.op_type == "GroupNormalization" or site.standardize.cancels
     _need(kept, "ONNX Runtime computes GroupNormalization by E[x²] − E[x]², which loses accuracy at large means")
@@ -144,6 +144,7 @@ def group_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
 def _sets(site: NormSite, groups: int | None, axes: tuple[int, ...]) -> tuple[list[int], int]:
     """The shape (…, sets, −1) that lays each set of a group or of trailing axes in a row, and the number of sets."""
     if groups is not None:
+        _need(site.standardize.channel == 1, "its groups are not of channels and all that follows")
         _need(axes == tuple(range(1, site.rank)), "its groups are not of channels and all that follows")
         return [0, groups, -1], groups
     _need(axes == tuple(range(axes[0], site.rank)) and axes[0] > 0, "its axes are not the last ones")
@@ -227,7 +228,8 @@ def by_products(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     m = r·x, d = x − m, v = r·d², with r = (1/C … 1/C) and x as (N, C, −1).
     """
     root, factor = plain_root(site)
-    _need(root.centred and root.axes == (1,) and site.rank > 2, "it is no LayerNorm over the channels")
+    is_one = root.centred and root.axes == (1,) and root.groups is None
+    _need(is_one and site.rank > 2, "it is no LayerNorm over the channels")
     _need(site.dtype == ir.DataType.FLOAT and site.standardize.dtype in (None, site.dtype), "its dtype is not float32")
     channels = site.dims[1]
     _need(isinstance(channels, int), "the number of its channels is not known")

@@ -295,3 +295,20 @@ def test_look_alikes_stay(body: str) -> None:
     result = normfuse.optimize(model, "cpu", verify=False)
     assert not rules_of(result) & {row.name for row in LOWERINGS}, rules_of(result)
     assert "LayerNormalization" not in ops(result.model)
+
+
+def test_a_norm_of_heads_is_lowered_within_its_reshapes() -> None:
+    """RMSNorm of each head: no row writes groups of the last axis, but what stands between the Reshapes is served."""
+    body = f"h = Reshape(x, s) {RMS.replace('(x', '(h')} y = Reshape(n, t)"
+    model = build(rows(body), opset=17, e=EPSILON, s=np.array([2, 5, 4, 4]), t=np.array([2, 5, 16]))
+    result = normfuse.optimize(model, "cpu")
+    assert ops(result.model) == Counter(["Reshape", "SimplifiedLayerNormalization", "Reshape"]), reasons_of(result)
+
+
+def test_groups_of_channels_alone_are_not_the_whole_of_them() -> None:
+    """LayerNorm over groups of channels, per position."""
+    body = f"h = Reshape(x, s) {centred('[2]').replace('(x', '(h').replace('y = ', 'n = ')} y = Reshape(n, t)"
+    model = build(image(body), opset=17, e=EPSILON, s=np.array([2, 2, 3, 4, 4]), t=np.array([2, 6, 4, 4]))
+    result = normfuse.optimize(model, "cpu")
+    assert result.report.parity is not None
+    assert result.report.parity.passed
