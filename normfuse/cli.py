@@ -192,7 +192,7 @@ def optimize(
     if as_json:
         print_json("optimize", {"model": model, "target": target, "written": written, **report.to_dict()})
     else:
-        console.print_report(report, {rule.name: rule.reason for rule in pipeline.rules()}, verbose=verbose)
+        console.print_report(report, {rule.name: rule for rule in pipeline.rules()}, verbose=verbose)
         click.echo(_closing_line(written, passed, dry_run, check, len(report.changes)))
     end(passed and not (check and report.changes))
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from normfuse.report import Counts, Refusal, Report
+from normfuse.report import Change, Counts, Refusal, Report
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -66,17 +66,17 @@ class Progress:
             self._status.stop()
 
 
-def print_report(report: Report, reasons: Mapping[str, str], *, verbose: bool = False) -> None:
+def print_report(report: Report, rules: "Mapping[str, Rule]", *, verbose: bool = False) -> None:
     """Prints what was done to a model, what was not and why, and the proof.
 
     Args:
         report: what `normfuse.optimize` reports.
-        reasons: for each rule why it is right, in one line.
+        rules: the rules by their names.
         verbose: list every refusal with its node, and every output.
     """
     _print(_sizes(report.before, report.after))
     if report.changes:
-        _print(_changes(report, reasons))
+        _print(_changes(report, rules))
     else:
         print("nothing to change")
     if report.refusals:
@@ -97,12 +97,17 @@ def _sizes(before: Counts, after: Counts) -> Table:
     return table
 
 
-def _changes(report: Report, reasons: Mapping[str, str]) -> Table:
-    details = {change.rule: change.detail for change in reversed(report.changes)}
-    table = _table(">changed", "by rule", "why it is right")
-    for rule, count in report.by_rule().items():
-        table.add_row(str(count), rule, reasons.get(rule, details[rule]))
+def _changes(report: Report, rules: "Mapping[str, Rule]") -> Table:
+    """One row for each rule with its reason; rules that write something say for each kind of it what they wrote."""
+    counts = Counter((change.rule, _done(change, rules.get(change.rule))) for change in report.changes)
+    table = _table(">changed", "by rule", "what was done, or why it is right")
+    for (rule, done), count in counts.most_common():
+        table.add_row(str(count), rule, done)
     return table
+
+
+def _done(change: Change, rule: "Rule | None") -> str:
+    return _nameless(change.detail) if rule is None or rule.kind in ("block", "lower") else rule.reason
 
 
 def _print_refusals(refusals: Sequence[Refusal], verbose: bool) -> None:

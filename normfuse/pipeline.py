@@ -161,11 +161,13 @@ def rewrite(
     _forget_types(model, typed)
     for value, (kind, shape) in zip(model.graph.outputs, declared, strict=True):
         value.type, value.shape = kind, shape
+    rewritten = {name for change in (*blocking.changes, *lowering.changes) for name in change.nodes}
+    stays = [refusal for refusal in folding.refusals if refusal.node not in rewritten]
     return Report(
         before,
         Counts.of(model),
         [*preparing.changes, *folding.changes, *blocking.changes, *lowering.changes, *joining.changes],
-        unique([*preparing.refusals, *lifting.refusals, *folding.refusals, *blocking.refusals, *lowering.refusals]),
+        unique([*preparing.refusals, *lifting.refusals, *stays, *blocking.refusals, *lowering.refusals]),
     )
 
 

@@ -75,6 +75,11 @@ def only_reader(value: ir.Value) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
+CALLED = "normfuse.called"
+"""Key in `ir.Node.meta` of what messages call a node instead of its operator."""
+
+
 def title(node: ir.Node) -> str:
     """A node as messages call it."""
-    return f"{node.op_type} {node.name!r}" if node.name else node.op_type
+    kind = node.meta.get(CALLED, node.op_type)
+    return f"{kind} {node.name!r}" if node.name else str(kind)

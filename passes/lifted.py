@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from normfuse.passes.access import RefusedError
+from normfuse.norm import Standardize
+from normfuse.passes.access import CALLED, RefusedError, dims
 
 DOMAIN = "normfuse"
 
@@ -181,6 +182,7 @@ def lift(model: ir.Model, found: Found, operator: str, overload: str) -> ir.Node
     )
     model.functions[function.identifier()] = function
     model.opset_imports.setdefault(DOMAIN, 1)
+    call.meta[CALLED] = _called(found)
     call.meta[_MEANING] = Lifted(
         found.meaning,
         outside.index(found.data),
@@ -190,6 +192,13 @@ def lift(model: ir.Model, found: Found, operator: str, overload: str) -> ir.Node
         found.axes,
     )
     return call
+
+
+def _called(found: Found) -> str:
+    """What messages call a find: the name of the normalization or activation."""
+    if isinstance(found.meaning, Standardize):
+        return found.meaning.name(len(dims(found.data) or ()))
+    return str(getattr(found.meaning, "kind", found.meaning))
 
 
 def _names(node: ir.Node) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from normfuse.passes.access import RefusedError, title
 from normfuse.passes.emitter import Emitter
 from normfuse.passes.lifted import DOMAIN, forget, inline, lifted, tidy
+from normfuse.passes.likeness import Likeness
 from normfuse.passes.lowering import Lowering, NormSite, site_of
 from normfuse.passes.lowerings import LOWERINGS
 from normfuse.passes.norms import read_norm
@@ -62,7 +63,7 @@ class LowerPass(ir.passes.InPlacePass):
             except RefusedError as refused:
                 reasons.append(f"{row.name}: {refused}")
                 continue
-            if not emitter.nodes or _is_as_it_was(site, emitter):
+            if not emitter.nodes or Likeness(model).alike(result, site.output):
                 return
             self._commit(model, row, site, emitter, result)
             return
@@ -134,15 +135,6 @@ def restore(model: ir.Model) -> None:
         while pending:
             pending.extend(node for node in inline(model, pending.pop()) if node.domain == DOMAIN)
     tidy(model)
-
-
-def _is_as_it_was(site: NormSite, emitter: Emitter) -> bool:
-    """Whether one node was written that is the one that stands there."""
-    new, old = emitter.nodes[-1], site.norm.node
-    if len(emitter.nodes) != 1 or site.tail or new.op_identifier() != old.op_identifier():
-        return False
-    same = {name: attribute.value for name, attribute in new.attributes.items()}
-    return same == {name: attribute.value for name, attribute in old.attributes.items()} and new.inputs == old.inputs
 
 
 __all__ = ["LowerPass", "RestorePass", "replace", "restore", "title"]

@@ -229,6 +229,8 @@ def test_it_applies(item: Lowered) -> None:
     assert unchanged or item.rule in rules_of(result), rules_of(result)
     assert result.report.parity is not None
     assert result.report.parity.passed
+    again = normfuse.optimize(result.model, Target(item.provider, item.threads), verify=False)
+    assert not again.report.changes, "a second run must find nothing to do"
 
 
 @pytest.mark.parametrize("item", REFUSES, ids=str)

@@ -129,6 +129,7 @@ class TestOptimize:
         assert report.after.norms.get("BatchNormalization", 0) <= MODELS[name].keeps, report.refusals
         assert report.after.nodes < report.before.nodes
         assert not GONE.get(name, set()) & report.after.operators.keys()
+        assert not normfuse.optimize(result.model, verify=False).report.changes, "a second run must find nothing to do"
 
     @pytest.mark.parametrize("name", ["levit", "mlp", "unet"])
     def test_folds_what_torch_left(self, name: str) -> None:
