@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from normfuse.passes.access import dims
 from normfuse.passes.lifted import lifted
 from normfuse.passes.views import plain
 from normfuse.passes.weights import constant_tensor
@@ -59,7 +60,7 @@ class Likeness:
                 return value
 
     def _attributes(self, node: ir.Node) -> dict[str, object]:
-        """The attributes of a node with the defaults of its operator; axes counted as they are written."""
+        """The attributes of a node with the defaults of its operator; a single axis counted from the front."""
         found: dict[str, object] = {}
         if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type, self._opset):
             schema = onnx.defs.get_schema(node.op_type, self._opset, "")
@@ -67,6 +68,9 @@ class Likeness:
                 if attribute.default_value.type:
                     found[name] = onnx.helper.get_attribute_value(attribute.default_value)
         found.update((name, _plain(attribute.value)) for name, attribute in node.attributes.items())
+        sizes = dims(node.inputs[0]) if node.inputs else None
+        if sizes and isinstance(axis := found.get("axis"), int):
+            found["axis"] = axis % len(sizes)
         return {name: _plain(value) for name, value in found.items()}
 
 

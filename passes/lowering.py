@@ -146,7 +146,11 @@ def _operand(parameter: Parameter | None, norm: Norm, weights: Weights) -> Opera
     if parameter is None:
         return None
     array = parameter.array(weights, norm.rank)
-    return Operand(parameter=parameter) if array is None else Operand(array)
+    if array is not None:
+        return Operand(array)
+    if parameter.value.dtype not in (None, norm.data.dtype):
+        raise RefusedError("its γ or β is computed in another dtype than the data")
+    return Operand(parameter=parameter)
 
 
 def _keeps_dims(node: ir.Node, value: ir.Value) -> bool:

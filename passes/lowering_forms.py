@@ -23,6 +23,8 @@ def plain_root(site: NormSite) -> tuple[Standardize, float]:
     found = site.standardize
     if found.place != "inside" and found.epsilon:
         raise RefusedError("ε does not stand inside of the root")
+    if found.place == "clamp":
+        raise RefusedError("LpNormalization makes zeros of a row of zeros, a division by a root does not")
     if found.exponent != 0.5 or found.order != 2 or found.window is not None:
         raise RefusedError("it does not divide by a square root")
     ratio = found.alpha
@@ -66,7 +68,7 @@ def vector(
     emitter: Emitter,
     dtype: ir.DataType,
 ) -> ir.Value | None:
-    """γ or β as a constant of the dimensions that some axes have; None where it varies along others or is computed."""
+    """γ or β of the dimensions that some axes have, as a constant or the value that holds it; None where it has others."""
     sizes = [dims[axis] for axis in axes]
     if not all(isinstance(size, int) for size in sizes):
         return None
@@ -74,7 +76,7 @@ def vector(
     if operand is None:
         return emitter.constant(np.full(wanted, neutral), dtype, "weight" if neutral else "bias")
     if operand.array is None:
-        return None
+        return _computed_vector(operand, axes)
     array = operand.array.reshape((1,) * (len(dims) - operand.array.ndim) + operand.array.shape)
     if any(size != 1 for axis, size in enumerate(array.shape) if axis not in axes):
         return None
@@ -83,13 +85,22 @@ def vector(
 
 
 def is_along(operand: Operand | None, axes: Sequence[int], rank: int) -> bool:
-    """Whether γ or β is absent, or constant and varies along some axes only."""
+    """Whether γ or β is absent, or varies along some axes only; a computed one must have their dimensions."""
     if operand is None:
         return True
     if operand.array is None:
-        return False
+        return _computed_vector(operand, axes) is not None
     shape = (1,) * (rank - operand.array.ndim) + operand.array.shape
     return all(size == 1 for axis, size in enumerate(shape) if axis not in axes)
+
+
+def _computed_vector(operand: Operand, axes: Sequence[int]) -> ir.Value | None:
+    """A computed γ or β that has the dimensions of some axes; a dimension of 1 may be broadcast, others may not."""
+    parameter = operand.parameter
+    if parameter is None or parameter.repeats != 1 or parameter.axes != tuple(axes):
+        return None
+    sizes = known_dims(parameter.value)
+    return parameter.value if all(isinstance(size, int) and size != 1 for size in sizes) else None
 
 
 def affine(site: NormSite, value: ir.Value, scale: Operand | None, bias: Operand | None, emitter: Emitter) -> ir.Value:

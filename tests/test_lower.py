@@ -80,6 +80,7 @@ def centred(axes: str, tail: str = "y = Div(d, r)") -> str:
 E: dict[str, Any] = {"e": EPSILON}
 AFFINE_ROWS = "n = Div(d, r) g = Mul(n, w) y = Add(g, c)"
 SPELLED_ROWS = rows(centred("[-1]", AFFINE_ROWS))
+GIVEN_ROWS = SPELLED_ROWS.replace("x)", "x, float[16] w, float[16] c)", 1)
 SPELLED_CHANNELS = image(centred("[1]", AFFINE_ROWS))
 CHANNEL_WEIGHTS = E | {"w": (6, 1, 1), "c": (6, 1, 1)}
 ROW_WEIGHTS = E | {"w": (16,), "c": (16,)}
@@ -127,6 +128,7 @@ APPLIES = (
         threads=4,
         weights=CHANNEL_WEIGHTS,
     ),
+    Lowered("layer-norm", GIVEN_ROWS, "LayerNormalization", weights=E),
     Lowered(
         "norm-by-transposes",
         SPELLED_CHANNELS,
@@ -279,6 +281,30 @@ def test_a_variance_that_cancels_is_mended() -> None:
     result = normfuse.optimize(build(text, opset=17, e=EPSILON), "cpu")
     assert ops(result.model) == Counter(["LayerNormalization"])
     assert any("more accurate" in change.detail for change in result.report.changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "opset"),
+    [
+        (image("y = InstanceNormalization(x, w, c)").replace("x)", "x, float[6] w, float[6] c)", 1), 17),
+        (rows("y = LayerNormalization<axis=2>(x, w, c)").replace("x)", "x, float[16] w, float[16] c)", 1), 17),
+        (rows("y = RMSNormalization(x, w)").replace("x)", "x, float[16] w)", 1), 23),
+        (rows("y = LpNormalization(x)"), 17),
+    ],
+)
+def test_an_operator_that_is_given_its_parameters_stays(text: str, opset: int) -> None:
+    """γ and β that the caller gives, attributes that are written in another way: there is nothing to gain."""
+    result = normfuse.optimize(build(text, opset=opset), "cpu")
+    assert not result.report.changes
+    assert len(result.model.graph.node) == 1
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_a_row_of_zeros_has_no_direction(axis: int) -> None:
+    """LpNormalization leaves zeros where a division by a root makes NaN of them."""
+    model = build(rows(f"y = LpNormalization<axis={axis}>(x)"), opset=17)
+    result = normfuse.optimize(model, "cpu", verify=False)
+    assert ops(result.model) == Counter(["LpNormalization"])
 
 
 @pytest.mark.parametrize(
