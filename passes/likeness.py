@@ -69,8 +69,8 @@ class Likeness:
                     found[name] = onnx.helper.get_attribute_value(attribute.default_value)
         found.update((name, _plain(attribute.value)) for name, attribute in node.attributes.items())
         sizes = dims(node.inputs[0]) if node.inputs else None
-        if sizes and isinstance(axis := found.get("axis"), int):
-            found["axis"] = axis % len(sizes)
+        if sizes and isinstance(axis := found.get("axis"), int) and axis < 0:
+            found["axis"] = axis + len(sizes)
         return {name: _plain(value) for name, value in found.items()}
 
 

@@ -68,7 +68,7 @@ def vector(
     emitter: Emitter,
     dtype: ir.DataType,
 ) -> ir.Value | None:
-    """γ or β of the dimensions that some axes have, as a constant or the value that holds it; None where it has others."""
+    """γ or β of the dimensions that some axes have, as a constant or the value that holds it; None if of others."""
     sizes = [dims[axis] for axis in axes]
     if not all(isinstance(size, int) for size in sizes):
         return None
