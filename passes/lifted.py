@@ -51,6 +51,7 @@ class Lifted:
         scale: the index of the input that the result is multiplied by, or None.
         bias: the index of the input that is added at last, or None.
         names: names of the nodes in its body, for reports.
+        operators: the operators of the nodes in its body.
         axes: the axes of the data that scale and bias stand along; None where they broadcast from the last one on.
     """
 
@@ -60,6 +61,7 @@ class Lifted:
     bias: int | None
     names: tuple[str, ...] = field(default=())
     axes: tuple[int, ...] | None = None
+    operators: frozenset[str] = frozenset()
 
 
 def lifted(node: ir.Node | None) -> Lifted | None:
@@ -190,6 +192,7 @@ def lift(model: ir.Model, found: Found, operator: str, overload: str) -> ir.Node
         None if found.bias is None else outside.index(found.bias),
         tuple(name for node in body for name in _names(node)),
         found.axes,
+        frozenset[str]().union(*(_operators(node) for node in body)),
     )
     return call
 
@@ -205,6 +208,12 @@ def _names(node: ir.Node) -> tuple[str, ...]:
     """The name of a node, or those of the nodes in a lifted call."""
     record = lifted(node)
     return (node.name or node.op_type,) if record is None else record.names
+
+
+def _operators(node: ir.Node) -> frozenset[str]:
+    """The operator of a node, or those of the nodes in a lifted call."""
+    record = lifted(node)
+    return frozenset({node.op_type}) if record is None else record.operators
 
 
 def _is_bound(value: ir.Value, body: Sequence[ir.Node]) -> bool:

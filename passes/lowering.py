@@ -104,6 +104,12 @@ class NormSite:
         own = record.names if record is not None else (self.norm.node.name or self.norm.node.op_type,)
         return (*own, *(node.name or node.op_type for node in self.tail))
 
+    @property
+    def operators(self) -> frozenset[str]:
+        """The operators that compute the normalization in the model, those in the body of a lifted call."""
+        record = lifted(self.norm.node)
+        return frozenset({self.norm.node.op_type}) if record is None else record.operators
+
 
 @dataclass(frozen=True, slots=True)
 class Lowering(Rule):

@@ -34,6 +34,11 @@ def _same_precision(site: NormSite) -> None:
     _need(wide is None or wide == site.dtype, "its statistics are computed in another dtype")
 
 
+def _not_by_layer_norm(site: NormSite) -> None:
+    """Sums in float32 lose accuracy at large means, as those of LayerNormalization do not."""
+    _need("LayerNormalization" not in site.operators, "it is a LayerNormalization, which is more accurate")
+
+
 def layer_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """LayerNormalization(x, γ, β) over the last axes; γ or β that do not stand along them follow as Mul and Add."""
     root, factor = plain_root(site)
@@ -84,6 +89,7 @@ def instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     _same_precision(site)
     _need(root.centred and root.groups is None and site.rank > 2, "it is no InstanceNorm")
     _need(root.axes == tuple(range(2, site.rank)), "its axes are not the spatial ones")
+    _not_by_layer_norm(site)
     _need(site.dtype in _ANY_FLOAT[:3], "its dtype")
     channels = site.dims[1]
     _need(isinstance(channels, int), "the number of its channels is not known")
@@ -162,6 +168,7 @@ def by_instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Val
     _same_precision(site)
     _need(root.centred, "it subtracts no mean")
     _need(site.dtype in _ANY_FLOAT[:3], "its dtype")
+    _not_by_layer_norm(site)
     shape, sets = _sets(site, root.groups, root.axes)
     scale = scaled(site.scale, factor)
     rows = emitter.op("Reshape", site.data, emitter.integers(shape), dims=[site.dims[0], sets, None])
@@ -230,6 +237,7 @@ def by_products(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     root, factor = plain_root(site)
     is_one = root.centred and root.axes == (1,) and root.groups is None
     _need(is_one and site.rank > 2, "it is no LayerNorm over the channels")
+    _not_by_layer_norm(site)
     _need(site.dtype == ir.DataType.FLOAT and site.standardize.dtype in (None, site.dtype), "its dtype is not float32")
     channels = site.dims[1]
     _need(isinstance(channels, int), "the number of its channels is not known")
