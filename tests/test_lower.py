@@ -289,7 +289,7 @@ def test_every_row_is_tested() -> None:
 def test_what_a_layer_normalization_computes_stays_as_accurate(body: str, threads: int) -> None:
     """At a mean of 1000 sums in float32, as InstanceNormalization and MatMul have them, lose two digits."""
     text = f"(float[1,4,32,32] x) => (float[1,4,32,32] y) {{ {body} }}"
-    shapes = {"s": np.array([0, 2, -1]), "t": np.array([0, 4, 32, 32]), "u": np.array([0, 4, -1])}
+    shapes: dict[str, Any] = {"s": np.array([0, 2, -1]), "t": np.array([0, 4, 32, 32]), "u": np.array([0, 4, -1])}
     ones = np.ones(1024 if "(x, u)" in body else 2048, np.float32)
     model = build(text, opset=17, one=ones, o=(4,), w=(4, 1, 1), c=(4, 1, 1), **shapes)
     result = normfuse.optimize(model, "cpu", threads=threads)
