@@ -1,4 +1,4 @@
-"""The pipeline: load → prepare → LIFT → FOLD → block → LOWER → layout → clean → save, with observers between."""
+"""The pipeline: load → prepare → LIFT → FOLD → block → LOWER → layout → clean → save, with observers."""
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from normfuse.errors import NormfuseError, ParityError
 from normfuse.model import Source, load, restore_kind
@@ -22,6 +23,7 @@ from normfuse.passes.lowerings import LOWERINGS
 from normfuse.passes.prepare import PreparePass
 from normfuse.passes.recognizers import RECOGNIZERS
 from normfuse.passes.rule import Rule
+from normfuse.passes.weights import forget_exact
 from normfuse.report import Counts, Report, unique
 from normfuse.target import Target
 
@@ -31,6 +33,9 @@ Observer = Callable[[str, ir.Model], None]
 
 STAGES = ("lift", "fold", "block", "lower")
 """Stages that can be left out as a whole."""
+
+_ROUNDS = 4
+"""What LOWER writes may be folded again: these stages run until they write nothing new, but so often at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,22 +147,33 @@ def rewrite(
     unselected = [rule.name for rule in (*BLOCKS, *LOWERINGS) if select and rule.name not in select]
     blocking = BlockPass(where, [*ignore, *unselected])
     lifting, lowering = LiftPass(ignore), LowerPass(where, [*ignore, *unselected])
-    stages: dict[str, ir.passes.PassBase] = {
-        "prepare": preparing,
+    joint: dict[str, ir.passes.PassBase] = {
         "lift": lifting,
         "fold": folding,
         "block": blocking,
         "lower": RestorePass() if "lower" in ignore else lowering,
         "layout": joining,
-        "clean": CleanPass(),
     }
-    for name in stages.keys() & set(ignore) - {"lower"}:
-        del stages[name]
+    for name in joint.keys() & set(ignore) - {"lower"}:
+        del joint[name]
+
+    def run(name: str, stage: ir.passes.PassBase) -> None:
+        stage(model)
+        for observe in observers:
+            observe(name, model)
+
     with _quiet():
-        for name, stage in stages.items():
-            stage(model)
-            for observe in observers:
-                observe(name, model)
+        run("prepare", preparing)
+        for repeat in range(_ROUNDS):
+            if repeat:
+                RemoveUnusedNodesPass()(model)  # they count as readers
+            written = len(blocking.changes) + len(lowering.changes) + len(joining.changes)
+            for name, stage in joint.items():
+                run(name, stage)
+            if written == len(blocking.changes) + len(lowering.changes) + len(joining.changes):
+                break
+        forget_exact(model)
+        run("clean", CleanPass())
     _forget_types(model, typed)
     for value, (kind, shape) in zip(model.graph.outputs, declared, strict=True):
         value.type, value.shape = kind, shape

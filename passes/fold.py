@@ -94,6 +94,7 @@ class FoldPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds until nothing changes any more."""
+        self.refusals = []
         mark_functions(model)
         weights = Weights(model)
         before = len(self.changes)
@@ -105,7 +106,6 @@ class FoldPass(ir.passes.InPlacePass):
                     break
             self.refusals.extend(refusals)
             self._drop_biases(graph, weights)
-        weights.forget(model)
         return ir.passes.PassResult(model, len(self.changes) > before)
 
     def _fold_graph(self, graph: ir.Graph, weights: Weights, refusals: list[Refusal]) -> bool:

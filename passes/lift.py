@@ -40,6 +40,7 @@ class LiftPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Lifts until nothing more is found."""
+        self.refusals = []
         weights = Weights(model)
         before = len(self.changes)
         for graph in (model.graph, *model.graph.subgraphs()):

@@ -34,6 +34,7 @@ class LowerPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Lowers every normalization."""
+        self.refusals = []
         weights = Weights(model)
         before = len(self.changes)
         for graph in (model.graph, *model.graph.subgraphs()):

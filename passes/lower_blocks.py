@@ -184,6 +184,7 @@ class BlockPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites a model."""
+        self.refusals = []
         weights = Weights(model)
         before = len(self.changes)
         for graph in (model.graph, *model.graph.subgraphs()):

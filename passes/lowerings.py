@@ -22,6 +22,13 @@ def _spatial(site: NormSite) -> bool:
     return site.standardize.axes == tuple(range(2, site.rank))
 
 
+def _last_axes(site: NormSite, target: Target) -> bool:
+    """Not for the spatial axes of (N, C, *spatial), unless that is one axis and no InstanceNormalization there."""
+    if len(site.standardize.axes) == 1:
+        return "InstanceNormalization" not in site.operators or not _few_threads(site, target)
+    return not (target.provider == "cpu" or _spatial(site))
+
+
 LOWERINGS: tuple[Lowering, ...] = (
     Lowering(
         "layer-norm",
@@ -31,7 +38,7 @@ LOWERINGS: tuple[Lowering, ...] = (
         laws.layer_norm,
         "LayerNormalization computes γ · (x − E[x]) / √(Var[x] + ε) + β over the last axes in one pass over memory",
         targets=_ALL,
-        suits=lambda site, target: len(site.standardize.axes) == 1 or not (target.provider == "cpu" or _spatial(site)),
+        suits=_last_axes,
     ),
     Lowering(
         "rms-norm",

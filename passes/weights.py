@@ -124,12 +124,6 @@ class Weights:
             return np.asarray(exact, np.float64)
         return np.asarray(tensor.numpy()).astype(np.float64)
 
-    def forget(self, model: ir.Model) -> None:
-        """Frees the float64 values: from now on the constants are what they are stored as."""
-        for graph in model.graphs():
-            for value in graph.initializers.values():
-                value.meta.pop(EXACT, None)
-
     def integers(self, value: ir.Value | None) -> list[int] | None:
         """A constant of an integer dtype as a flat list, or None."""
         tensor = constant_tensor(value)
@@ -198,6 +192,13 @@ class Weights:
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
         node.replace_input_with(index, self.new(array, dtype, stem, node))
+
+
+def forget_exact(model: ir.Model) -> None:
+    """Frees the float64 values: from now on the constants are what they are stored as."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            value.meta.pop(EXACT, None)
 
 
 def _names(graph: ir.Graph) -> Iterable[str]:
