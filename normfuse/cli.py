@@ -98,6 +98,7 @@ def main() -> None:
 @click.option("-o", "--output", type=click.Path(), help="Where to write the optimized model.")
 @click.option("--target", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="Where it will run.")
 @THREADS
+@click.option("--opset", type=click.IntRange(min=1), metavar="N", help="Raise the model's opset to N first.")
 @click.option(
     "--select",
     multiple=True,
@@ -138,6 +139,7 @@ def optimize(
     output: str | None,
     target: str,
     threads: int | None,
+    opset: int | None,
     select: list[str],
     ignore: list[str],
     dry_run: bool,
@@ -173,6 +175,7 @@ def optimize(
             result,
             target,
             threads=threads,
+            opset=opset,
             select=select,
             ignore=ignore,
             freeze=freeze,

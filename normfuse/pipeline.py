@@ -1,4 +1,4 @@
-"""The pipeline: load → prepare → LIFT → FOLD → block → LOWER → layout → clean → save, with observers."""
+"""The pipeline: load → opset → prepare → LIFT → FOLD → block → LOWER → layout → clean → save; observers between."""
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -12,6 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from normfuse.errors import NormfuseError, ParityError
 from normfuse.model import Source, load, restore_kind
 from normfuse.passes import clean, prepare
+from normfuse.passes import opset as opsets
 from normfuse.passes.clean import CleanPass
 from normfuse.passes.fold import FoldPass
 from normfuse.passes.fold_rules import FOLD_RULES
@@ -53,7 +54,7 @@ class Result:
 
 def rules() -> tuple[Rule, ...]:
     """All rules, in the order of the stages."""
-    return (*prepare.RULES, *RECOGNIZERS, *FOLD_RULES, *BLOCKS, *LOWERINGS, *clean.RULES)
+    return (*opsets.RULES, *prepare.RULES, *RECOGNIZERS, *FOLD_RULES, *BLOCKS, *LOWERINGS, *clean.RULES)
 
 
 def optimize(
@@ -61,6 +62,7 @@ def optimize(
     target: str | Target = "cpu",
     *,
     threads: int | None = None,
+    opset: int | None = None,
     select: Collection[str] = (),
     ignore: Collection[str] = (),
     freeze: bool | None = None,
@@ -76,6 +78,7 @@ def optimize(
         source: a path, bytes, an `onnx.ModelProto`, an `onnx_ir.Model` or `torch.onnx.ONNXProgram`; it is not changed.
         target: where the model will run: `portable`, `cpu` or `cuda`, or a `Target`.
         threads: intra-op threads that the session will use; those of this machine where None.
+        opset: the opset to raise the model to, by onnx's version converter; that of the model where None.
         select: names of the rules of FOLD and LOWER to use; all where empty.
         ignore: names of rules, or of the stages `STAGES`, not to use.
         freeze: whether initializers that are listed as graph inputs become constants; None does so where the exporter
@@ -109,7 +112,16 @@ def optimize(
     """
     original = load(source)
     model = original.clone() if verify else original
-    report = rewrite(model, target, threads=threads, select=select, ignore=ignore, freeze=freeze, observers=observers)
+    report = rewrite(
+        model,
+        target,
+        threads=threads,
+        opset=opset,
+        select=select,
+        ignore=ignore,
+        freeze=freeze,
+        observers=observers,
+    )
     if verify:
         from normfuse.verification import verify as compare
 
@@ -126,6 +138,7 @@ def rewrite(
     target: str | Target = "cpu",
     *,
     threads: int | None = None,
+    opset: int | None = None,
     select: Collection[str] = (),
     ignore: Collection[str] = (),
     freeze: bool | None = None,
@@ -140,10 +153,12 @@ def rewrite(
     """
     _check_rules(select, ignore)
     where = Target.parse(target, threads)
+    opsets.check_opset(opset, model.opset_imports.get("", 0), where)
     before = Counts.of(model)
     typed = _typed_names(model)
     declared = [(value.type, value.shape) for value in model.graph.outputs]
     preparing, folding, joining = PreparePass(freeze, ignore), FoldPass(select, ignore), LayoutPass()
+    raising = None if opset is None else opsets.OpsetPass(opset)
     unselected = [rule.name for rule in (*BLOCKS, *LOWERINGS) if select and rule.name not in select]
     blocking = BlockPass(where, [*ignore, *unselected])
     lifting, lowering = LiftPass(ignore), LowerPass(where, [*ignore, *unselected])
@@ -163,6 +178,8 @@ def rewrite(
             observe(name, model)
 
     with _quiet():
+        if raising is not None and "opset" not in ignore:
+            run("opset", raising)
         run("prepare", preparing)
         for repeat in range(_ROUNDS):
             if repeat:
@@ -178,11 +195,12 @@ def rewrite(
     for value, (kind, shape) in zip(model.graph.outputs, declared, strict=True):
         value.type, value.shape = kind, shape
     rewritten = {name for change in (*blocking.changes, *lowering.changes) for name in change.nodes}
+    raised = [] if raising is None else raising.changes
     stays = [refusal for refusal in folding.refusals if refusal.node not in rewritten]
     return Report(
         before,
         Counts.of(model),
-        [*preparing.changes, *folding.changes, *blocking.changes, *lowering.changes, *joining.changes],
+        [*raised, *preparing.changes, *folding.changes, *blocking.changes, *lowering.changes, *joining.changes],
         unique([*preparing.refusals, *lifting.refusals, *stays, *blocking.refusals, *lowering.refusals]),
     )
 
