@@ -215,12 +215,12 @@ def _feed(session: Any, shapes: Mapping[str, Sequence[int]], rng: np.random.Gene
         if entry.type not in _DTYPES:
             raise NormfuseError(f"input {name!r} is {entry.type}; bench can make only {', '.join(_DTYPES)}")
         dtype = _DTYPES[entry.type]
-        shape = tuple(shapes[name]) if name in shapes else _shape(entry.shape)
+        shape = tuple(shapes[name]) if name in shapes else default_shape(entry.shape)
         feed[name] = rng.standard_normal(shape).astype(dtype) if dtype.kind == "f" else np.ones(shape, dtype)
     return feed
 
 
-def _shape(declared: Sequence[Any]) -> tuple[int, ...]:
+def default_shape(declared: Sequence[Any]) -> tuple[int, ...]:
     """A declared shape with its dynamic dimensions filled in."""
     spatial = len(declared) >= 4
     return tuple(

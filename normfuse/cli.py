@@ -115,6 +115,15 @@ def main() -> None:
     shell_complete=_complete_rule,
     help="Do not use this rule. Repeatable.",
 )
+@click.option("--tune", is_flag=True, help="Measure the forms of each normalization here, and take the fastest.")
+@click.option(
+    "--tune-budget",
+    type=click.FloatRange(min=0),
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for measuring what is not known yet.",
+)
 @click.option("--dry-run", is_flag=True, help="Write nothing; print what would be done.")
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if something would be changed.")
 @click.option("--verify/--no-verify", default=None, help="Prove the result. [default: yes, but not with --check]")
@@ -142,6 +151,8 @@ def optimize(
     opset: int | None,
     select: list[str],
     ignore: list[str],
+    tune: bool,
+    tune_budget: float,
     dry_run: bool,
     check: bool,
     verify: bool | None,
@@ -167,6 +178,12 @@ def optimize(
 
     from normfuse import console, pipeline
 
+    tuner = None
+    if tune:
+        from normfuse.tuning import Tuner
+
+        tuner = Tuner(shapes, budget=tune_budget)
+
     with console.Progress(f"reading {model}") as progress:
         original = load(model)  # as onnx_ir.Model, whose external data stays external
         proves = verify or (verify is None and not check)
@@ -179,6 +196,7 @@ def optimize(
             select=select,
             ignore=ignore,
             freeze=freeze,
+            tune=tuner or False,
             observers=[lambda stage, _: progress.say(f"{stage} done")],
         )
         if proves:
@@ -192,10 +210,16 @@ def optimize(
         if written is not None:
             progress.say(f"writing {written}")
             save(result, written)
+    if tuner is not None and tuner.cache.warning:
+        click.echo(f"Warning: {tuner.cache.warning}", err=True)
     if as_json:
-        print_json("optimize", {"model": model, "target": target, "written": written, **report.to_dict()})
+        head = {"model": model, "target": target, "written": written}
+        tuning = {} if tuner is None else {"tuning": tuner.summary()}
+        print_json("optimize", {**head, **tuning, **report.to_dict()})
     else:
         console.print_report(report, {rule.name: rule for rule in pipeline.rules()}, verbose=verbose)
+        if tuner is not None:
+            click.echo(tuner)
         click.echo(_closing_line(written, passed, dry_run, check, len(report.changes)))
     end(passed and not (check and report.changes))
 
@@ -306,6 +330,38 @@ def bench(
         print_json("bench", table.to_dict())
     else:
         click.echo(table)
+
+
+@main.command(cls=Verb)
+@click.option("--list", "lists", is_flag=True, help="Show what has been measured.")
+@click.option("--clear", is_flag=True, help="Forget it.")
+def tune(lists: bool, clear: bool, as_json: bool) -> None:
+    """List or forget what `optimize --tune` has measured.
+
+    The records lie in the user's cache folder; NORMFUSE_CACHE names another one.
+    """
+    if lists == clear:
+        raise click.UsageError("give --list to see what has been measured, or --clear to forget it")
+    from normfuse.tuning_cache import TuningCache
+
+    cache = TuningCache()
+    if lists:
+        records = cache.records()
+        if as_json:
+            content = {"folder": str(cache.folder), "records": [record.to_dict() for record in records]}
+            print_json("tune", content)
+        else:
+            from normfuse import console
+
+            console.print_records(records)
+    else:
+        count = cache.clear()
+        if as_json:
+            print_json("tune", {"folder": str(cache.folder), "cleared": count})
+        else:
+            click.echo(f"{count} records removed from {cache.folder}")
+    if cache.warning:
+        click.echo(f"Warning: {cache.warning}", err=True)
 
 
 @main.command(cls=Verb)

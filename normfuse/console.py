@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from normfuse.inspection import Site
     from normfuse.passes.rule import Rule
+    from normfuse.tuning_cache import Measured, Record
     from normfuse.verification import Parity
 
 PIPE_WIDTH = 4096
@@ -222,6 +223,24 @@ def _outcome(site: "Site") -> str:
             return "removed"
         case "stays":
             return f"stays: {'; '.join(site.reasons)}" if site.reasons else "stays"
+
+
+def print_records(records: Sequence["Record"]) -> None:
+    """Prints what has been measured, the chosen form of each normalization and the times of all."""
+    if not records:
+        print("nothing has been measured; `normfuse optimize --tune` does")
+        return
+    table = _table("normalization", "chosen", "µs of each form", "date", "machine", "onnxruntime")
+    for record in records:
+        forms = ", ".join(map(_form, record.forms))
+        table.add_row(record.description, record.chosen, forms, record.date, record.machine, record.onnxruntime)
+    _print(table)
+    print(f"{len(records)} normalizations measured")
+
+
+def _form(form: "Measured") -> str:
+    time = "" if form.seconds is None else f" {1e6 * form.seconds:.1f}"
+    return f"{form.form}{time}" + (f" ({form.problem})" if form.problem else "")
 
 
 def print_rules(rules: Iterable["Rule"]) -> None:

@@ -1,10 +1,11 @@
 """The pipeline: load → opset → prepare → LIFT → FOLD → block → LOWER → layout → clean → save; observers between."""
 
 import logging
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -20,6 +21,7 @@ from normfuse.passes.layout import LayoutPass
 from normfuse.passes.lift import LiftPass
 from normfuse.passes.lower import LowerPass, RestorePass
 from normfuse.passes.lower_blocks import BLOCKS, BlockPass
+from normfuse.passes.lowering import by_table
 from normfuse.passes.lowerings import LOWERINGS
 from normfuse.passes.prepare import PreparePass
 from normfuse.passes.recognizers import RECOGNIZERS
@@ -27,6 +29,9 @@ from normfuse.passes.rule import Rule
 from normfuse.passes.weights import forget_exact
 from normfuse.report import Counts, Report, unique
 from normfuse.target import Target
+
+if TYPE_CHECKING:
+    from normfuse.tuning import Tuner
 
 Observer = Callable[[str, ir.Model], None]
 """Called after each stage with the stage's name and the model as it is then; it must not change it."""
@@ -66,6 +71,7 @@ def optimize(
     select: Collection[str] = (),
     ignore: Collection[str] = (),
     freeze: bool | None = None,
+    tune: "bool | Tuner" = False,
     verify: bool = True,
     verify_budget: float = 60.0,
     data: Any = None,
@@ -83,10 +89,12 @@ def optimize(
         ignore: names of rules, or of the stages `STAGES`, not to use.
         freeze: whether initializers that are listed as graph inputs become constants; None does so where the exporter
             listed all of them.
+        tune: whether to measure the forms of each normalization on this machine and take the fastest, instead of what
+            is known of processors like it; or the `normfuse.tuning.Tuner` that is to do so. What was measured is kept.
         verify: whether to compare the result with the original against a float64 oracle.
         verify_budget: seconds that the oracle may take.
         data: inputs to verify with, as `normfuse.verify` takes them.
-        shapes: shapes to verify with, by input name.
+        shapes: shapes to verify and to tune with, by input name.
         observers: called after each stage.
 
     Returns:
@@ -120,6 +128,8 @@ def optimize(
         select=select,
         ignore=ignore,
         freeze=freeze,
+        tune=tune,
+        shapes=shapes,
         observers=observers,
     )
     if verify:
@@ -142,6 +152,8 @@ def rewrite(
     select: Collection[str] = (),
     ignore: Collection[str] = (),
     freeze: bool | None = None,
+    tune: "bool | Tuner" = False,
+    shapes: Mapping[str, Any] | None = None,
     observers: Collection[Observer] = (),
 ) -> Report:
     """Runs the stages on a model that `normfuse.model.load` returned, in place and without a proof.
@@ -150,10 +162,12 @@ def rewrite(
 
     Raises:
         NormfuseError: a rule is not known, or an argument is wrong.
+        TargetError: it is to be tuned, and ONNX Runtime or the provider is missing.
     """
     _check_rules(select, ignore)
     where = Target.parse(target, threads)
     opsets.check_opset(opset, model.opset_imports.get("", 0), where)
+    tuner = _tuner(tune, where, shapes)
     before = Counts.of(model)
     typed = _typed_names(model)
     declared = [(value.type, value.shape) for value in model.graph.outputs]
@@ -161,7 +175,7 @@ def rewrite(
     raising = None if opset is None else opsets.OpsetPass(opset)
     unselected = [rule.name for rule in (*BLOCKS, *LOWERINGS) if select and rule.name not in select]
     blocking = BlockPass(where, [*ignore, *unselected])
-    lifting, lowering = LiftPass(ignore), LowerPass(where, [*ignore, *unselected])
+    lifting, lowering = LiftPass(ignore), LowerPass(where, [*ignore, *unselected], tuner or by_table)
     joint: dict[str, ir.passes.PassBase] = {
         "lift": lifting,
         "fold": folding,
@@ -197,12 +211,29 @@ def rewrite(
     rewritten = {name for change in (*blocking.changes, *lowering.changes) for name in change.nodes}
     raised = [] if raising is None else raising.changes
     stays = [refusal for refusal in folding.refusals if refusal.node not in rewritten]
+    if tuner is not None and tuner is not tune and tuner.cache.warning:
+        warnings.warn(tuner.cache.warning, stacklevel=3)
     return Report(
         before,
         Counts.of(model),
         [*raised, *preparing.changes, *folding.changes, *blocking.changes, *lowering.changes, *joining.changes],
         unique([*preparing.refusals, *lifting.refusals, *stays, *blocking.refusals, *lowering.refusals]),
     )
+
+
+def _tuner(tune: "bool | Tuner", target: Target, shapes: Mapping[str, Any] | None) -> "Tuner | None":
+    """What measures, ready for a target.
+
+    Raises:
+        TargetError: ONNX Runtime or the provider is missing.
+    """
+    if tune is False:
+        return None
+    from normfuse.tuning import Tuner
+
+    tuner = tune if isinstance(tune, Tuner) else Tuner(shapes)
+    tuner.require(target)
+    return tuner
 
 
 def _check_rules(select: Collection[str], ignore: Collection[str]) -> None:

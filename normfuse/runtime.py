@@ -79,12 +79,11 @@ def session(
     Raises:
         TargetError: ONNX Runtime or the provider is missing, or it cannot load the model.
     """
+    require(provider)
     runtime = _import()
     if name is None:
         name = model.graph.name or "the model" if isinstance(model, ir.Model) else _file_name(model)
     native, options = _PROVIDERS[provider]
-    if native not in runtime.get_available_providers():
-        raise TargetError(f"ONNX Runtime has no {native} here; install normfuse[gpu] without onnxruntime, or use cpu")
     settings = runtime.SessionOptions()
     settings.graph_optimization_level = (
         runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -104,6 +103,18 @@ def session(
     if loaded.get_providers()[0] != native:
         raise TargetError(f"{name}: ONNX Runtime did not start {native}, only {', '.join(loaded.get_providers())}")
     return Session(name, loaded)
+
+
+def require(provider: str) -> str:
+    """The version of the ONNX Runtime that is installed.
+
+    Raises:
+        TargetError: it is missing, or has not this provider.
+    """
+    runtime, native = _import(), _PROVIDERS[provider][0]
+    if native not in runtime.get_available_providers():
+        raise TargetError(f"ONNX Runtime has no {native} here; install normfuse[gpu] without onnxruntime, or use cpu")
+    return str(runtime.__version__)
 
 
 def _import() -> Any:

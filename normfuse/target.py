@@ -10,7 +10,7 @@ Provider = Literal["portable", "cpu", "cuda"]
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 
 
-def _threads() -> int:
+def available_threads() -> int:
     """The number of processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -42,5 +42,5 @@ class Target:
             if provider == target:
                 if threads is not None and threads < 1:
                     raise NormfuseError(f"threads must be at least 1, not {threads}")
-                return cls(provider, threads or _threads())
+                return cls(provider, threads or available_threads())
         raise NormfuseError(f"unknown target {target!r}; choose one of {', '.join(PROVIDERS)}")

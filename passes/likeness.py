@@ -38,7 +38,7 @@ class Likeness:
         one, two = new.producer(), old.producer()
         if one is None or two is None or depth == 0 or one.op_identifier() != two.op_identifier():
             return False
-        if new.index() != old.index() or self._attributes(one) != self._attributes(two):
+        if new.index() != old.index() or attributes(one, self._opset) != attributes(two, self._opset):
             return False
         ours, theirs = _inputs(one), _inputs(two)
         return len(ours) == len(theirs) and all(self.alike(a, b, depth - 1) for a, b in zip(ours, theirs, strict=True))
@@ -59,19 +59,20 @@ class Likeness:
             else:
                 return value
 
-    def _attributes(self, node: ir.Node) -> dict[str, object]:
-        """The attributes of a node with the defaults of its operator; a single axis counted from the front."""
-        found: dict[str, object] = {}
-        if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type, self._opset):
-            schema = onnx.defs.get_schema(node.op_type, self._opset, "")
-            for name, attribute in schema.attributes.items():
-                if attribute.default_value.type:
-                    found[name] = onnx.helper.get_attribute_value(attribute.default_value)
-        found.update((name, _plain(attribute.value)) for name, attribute in node.attributes.items())
-        sizes = dims(node.inputs[0]) if node.inputs else None
-        if sizes and isinstance(axis := found.get("axis"), int) and axis < 0:
-            found["axis"] = axis + len(sizes)
-        return {name: _plain(value) for name, value in found.items()}
+
+def attributes(node: ir.Node, opset: int) -> dict[str, object]:
+    """The attributes of a node with the defaults of its operator; a single axis counted from the front."""
+    found: dict[str, object] = {}
+    if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type, opset):
+        schema = onnx.defs.get_schema(node.op_type, opset, "")
+        for name, attribute in schema.attributes.items():
+            if attribute.default_value.type:
+                found[name] = onnx.helper.get_attribute_value(attribute.default_value)
+    found.update((name, attribute.value) for name, attribute in node.attributes.items())
+    sizes = dims(node.inputs[0]) if node.inputs else None
+    if sizes and isinstance(axis := found.get("axis"), int) and axis < 0:
+        found["axis"] = axis + len(sizes)
+    return {name: _plain(value) for name, value in found.items()}
 
 
 def _plain(value: object) -> object:

@@ -8,7 +8,7 @@ from normfuse.passes.access import RefusedError, title
 from normfuse.passes.emitter import Emitter
 from normfuse.passes.lifted import DOMAIN, forget, inline, lifted, tidy
 from normfuse.passes.likeness import Likeness
-from normfuse.passes.lowering import Lowering, NormSite, site_of
+from normfuse.passes.lowering import Chooser, Lowering, NormSite, by_table, site_of
 from normfuse.passes.lowerings import LOWERINGS
 from normfuse.passes.norms import read_norm
 from normfuse.passes.weights import Weights
@@ -24,10 +24,11 @@ class LowerPass(ir.passes.InPlacePass):
         refusals: what was not, with the reasons.
     """
 
-    def __init__(self, target: Target, ignore: Collection[str] = ()) -> None:
-        """Uses the rows for a target, except those that `ignore` names."""
+    def __init__(self, target: Target, ignore: Collection[str] = (), choose: Chooser = by_table) -> None:
+        """Uses the rows for a target, except those that `ignore` names; `choose` says which of them for each site."""
         super().__init__()
         self._target = target
+        self._choose = choose
         self._rows = tuple(row for row in LOWERINGS if target.provider in row.targets and row.name not in ignore)
         self.changes: list[Change] = []
         self.refusals: list[Refusal] = []
@@ -55,9 +56,12 @@ class LowerPass(ir.passes.InPlacePass):
             self.refusals.append(Refusal("lower", node.name or node.op_type, str(refused)))
             return
         reasons: list[str] = []
-        for row in self._rows:
-            if not row.suits(site, self._target):
-                continue
+        choice = self._choose(model, site, self._rows, self._target)
+        for row in choice.rows:
+            if row is None:
+                if choice.remark:
+                    self.refusals.append(Refusal("lower", site.names[-1], choice.remark))
+                return
             emitter = Emitter(weights, str(site.output.name))
             try:
                 result = row.law(site, emitter, self._target)
@@ -66,7 +70,7 @@ class LowerPass(ir.passes.InPlacePass):
                 continue
             if not emitter.nodes or Likeness(model).alike(result, site.output):
                 return
-            self._commit(model, row, site, emitter, result)
+            self._commit(model, row, site, emitter, result, choice.remark)
             return
         if lifted(node) is not None and any(lifted(inner) or read_op(inner, weights) for inner in _body(model, node)):
             for inner in inline(model, node):  # what stands within may be served where the whole is not
@@ -75,16 +79,17 @@ class LowerPass(ir.passes.InPlacePass):
         for reason in dict.fromkeys(reasons):
             self.refusals.append(Refusal("lower", site.names[-1], reason))
 
-    def _commit(self, model: ir.Model, row: Lowering, site: NormSite, emitter: Emitter, result: ir.Value) -> None:
+    def _commit(
+        self, model: ir.Model, row: Lowering, site: NormSite, emitter: Emitter, result: ir.Value, remark: str
+    ) -> None:
         detail = f"{site.standardize.name(site.rank)} as {', '.join(node.op_type for node in emitter.nodes)}"
         names = site.names
-        for node in emitter.nodes:
-            if node.domain:
-                model.opset_imports.setdefault(node.domain, 1)
         replace(model, site, emitter, result)
         into = tuple(str(node.name) for node in emitter.nodes)
         if site.standardize.cancels:
             detail += "; more accurate: its variance was E[x²] − E[x]², which is wrong at large means"
+        if remark:
+            detail += f"; {remark}"
         self.changes.append(Change(row.name, names, into, detail))
 
 
@@ -114,6 +119,9 @@ def read_op(node: ir.Node, weights: Weights) -> bool:
 def replace(model: ir.Model, site: NormSite, emitter: Emitter, result: ir.Value) -> None:
     """Puts what was written in the place of a normalization and the affine nodes behind it."""
     output, last = site.output, site.nodes[-1]
+    for node in emitter.nodes:
+        if node.domain:
+            model.opset_imports.setdefault(node.domain, 1)
     emitter.commit(last)
     if result.dtype is None or result.shape is None:
         result.type, result.shape = output.type, output.shape

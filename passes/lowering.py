@@ -1,6 +1,6 @@
 """What LOWER works with: `NormSite`, a normalization with affines behind it, and `Lowering`, a row of its table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,6 +125,28 @@ class Lowering(Rule):
     law: Callable[[NormSite, Emitter, Target], ir.Value]
     targets: tuple[Provider, ...] = ()
     suits: Callable[[NormSite, Target], bool] = lambda site, target: True
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is to be tried for a site.
+
+    Attributes:
+        rows: rows of LOWERINGS, best first; None stands for leaving it as it was.
+        remark: what the report says besides.
+    """
+
+    rows: tuple[Lowering | None, ...]
+    remark: str = ""
+
+
+Chooser = Callable[[ir.Model, NormSite, Sequence[Lowering], Target], Choice]
+"""Chooses among the rows for a target; it must not change the model."""
+
+
+def by_table(model: ir.Model, site: NormSite, rows: Sequence[Lowering], target: Target) -> Choice:
+    """The rows that suit, in the order of the table."""
+    return Choice(tuple(row for row in rows if row.suits(site, target)))
 
 
 def site_of(norm: Norm, weights: Weights) -> NormSite:

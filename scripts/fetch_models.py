@@ -7,7 +7,6 @@ checked again each time they are asked for. What comes with the installed onnx p
 import argparse
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,23 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from normfuse.errors import NormfuseError
+from normfuse.tuning_cache import cache_folder
 from scripts.real_models import MODELS, PACKAGES, Package, RealModel
 
 ATTEMPTS = 2
 DOWNLOAD_SECONDS = 600
-
-
-def cache_folder() -> Path:
-    """The folder that holds what scripts download: `$NORMFUSE_CACHE`, or `normfuse` in the platform's cache folder."""
-    if own := os.environ.get("NORMFUSE_CACHE"):
-        return Path(own).expanduser()
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg) / "normfuse"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "normfuse"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "normfuse" / "Cache"
-    return Path.home() / ".cache" / "normfuse"
 
 
 def fetch(names: Collection[str] | None = None, all: bool = False, offline: bool = False) -> dict[str, Path]:

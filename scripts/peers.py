@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normfuse.errors import NormfuseError
-from scripts.fetch_models import cache_folder
+from normfuse.tuning_cache import cache_folder
 
 REQUIREMENTS = (
     "numpy==2.4.6",

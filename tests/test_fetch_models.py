@@ -6,7 +6,6 @@ pip is played by a function that writes a wheel, or fails; nothing here reaches 
 import hashlib
 import json
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -162,22 +161,6 @@ class TestCommandLine:
         output = capsys.readouterr()
         assert output.out == ""
         assert output.err == "error: unknown model medium; choose from small, big\n"
-
-
-class TestCacheFolder:
-    def test_follows_the_environment(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        monkeypatch.delenv("NORMFUSE_CACHE", raising=False)
-        assert fetch_models.cache_folder() == tmp_path / "normfuse"
-        monkeypatch.setenv("NORMFUSE_CACHE", str(tmp_path / "mine"))
-        assert fetch_models.cache_folder() == tmp_path / "mine"
-
-    def test_is_below_home_without_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("NORMFUSE_CACHE", "XDG_CACHE_HOME"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(sys, "platform", "linux")
-        monkeypatch.setattr(Path, "home", lambda: tmp_path)
-        assert fetch_models.cache_folder() == tmp_path / ".cache" / "normfuse"
 
 
 class TestTable:
