@@ -15,11 +15,14 @@ from models.affine import (
 )
 from models.convolutional import UNet, conv_net_1d, conv_net_3d, dense_net, frozen_resnet, preactivation_resnet
 from models.entry import Entry
+from models.normalized import INCEPTIONS, alexnet, googlenet, group_norm_resnet
+from models.styles import AdaptiveGenerator, StyledDecoder, convnext, style_transfer
 from models.tokens import LeViT, layer_scale_net, mlp
 
 __all__ = ["LARGE", "MODELS", "Entry"]
 
 _IMAGE = ((2, 3, 32, 32),)
+_BATCHES = ({0: "batch"}, {0: "batch"})
 _SPATIAL = ({0: "batch", 2: "height", 3: "width"},)
 
 MODELS: dict[str, Entry] = {
@@ -41,6 +44,13 @@ MODELS: dict[str, Entry] = {
         Entry("input-normalization-padded", partial(normalized_input, padding=1), _IMAGE),
         Entry("layer-scale", layer_scale_net, _IMAGE),
         Entry("learnable-affine", learnable_affine_net, _IMAGE, _SPATIAL, keeps=2),
+        Entry("resnet-gn", group_norm_resnet, _IMAGE, keeps=6),
+        Entry("alexnet", alexnet, ((2, 3, 64, 64),)),
+        Entry("googlenet", googlenet, _IMAGE),
+        Entry("style-transfer", style_transfer, _IMAGE),
+        Entry("adain-features", StyledDecoder, ((2, 32, 8, 8), (2, 32, 6, 6)), _BATCHES),
+        Entry("adain-linear", AdaptiveGenerator, ((2, 16, 6, 6), (2, 8)), _BATCHES),
+        Entry("convnext", convnext, _IMAGE),
     )
 }
 """Small models, quick to export and to check."""
@@ -56,6 +66,13 @@ LARGE: dict[str, Entry] = {
         Entry("unet-large", partial(UNet, 24), ((1, 3, 192, 192),)),
         Entry("learnable-affine-large", partial(learnable_affine_net, 64, 6), ((1, 3, 112, 112),)),
         Entry("layer-scale-large", partial(layer_scale_net, 96, 3), _PHOTO),
+        Entry("resnet-18-gn", partial(group_norm_resnet, 64, (2, 2, 2, 2), 32, 1000), _PHOTO),
+        Entry("alexnet-large", partial(alexnet, 96, 1024, 224, 1000), _PHOTO),
+        Entry("googlenet-large", partial(googlenet, 1, INCEPTIONS, 1000), _PHOTO),
+        Entry("style-transfer-large", partial(style_transfer, 16, 5), ((1, 3, 160, 160),)),
+        Entry("adain-features-large", partial(StyledDecoder, 16, 2), ((1, 128, 32, 32), (1, 128, 32, 32)), _BATCHES),
+        Entry("adain-linear-large", partial(AdaptiveGenerator, 128, 3, 64), ((1, 128, 16, 16), (1, 64)), _BATCHES),
+        Entry("convnext-atto", partial(convnext, 40, (2, 2, 6, 2), 1000), _PHOTO),
     )
 }
 """The same architectures at a size whose latency can be measured."""

@@ -1,7 +1,7 @@
 """`Entry`: a torch module with the inputs it is exported with, and statistics that are not the identity."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,13 @@ class Entry:
     Attributes:
         name: lower case with hyphens.
         factory: makes the module; called with torch's generator seeded.
-        shapes: the shape of each input, batch first; all inputs are float32.
+        shapes: the shape of each input, batch first.
         dynamic: for each input, the axes that may be exported as dynamic, with the names of their dimensions.
         keeps: BatchNormalizations that must stay, because what they read is read by others too and not linear, or
-            that hold a scale and shift which no neighbour can take.
+            that hold a scale and shift which no neighbour can take; or that are written for γ and β of a GroupNorm.
         seed: of the weights, the statistics and the example inputs.
+        tokens: inputs that are int64, by index, with the number that their values stay below; all others are float32.
+        package: the package that the module comes from; empty for our own.
     """
 
     name: str
@@ -27,6 +29,8 @@ class Entry:
     dynamic: tuple[Mapping[int, str], ...] = ({0: "batch"},)
     keeps: int = 0
     seed: int = 0
+    tokens: Mapping[int, int] = field(default_factory=dict)
+    package: str = ""
 
     def module(self) -> nn.Module:
         """The module in eval mode, the same at each call; torch's global generator is left as it was."""
@@ -37,9 +41,14 @@ class Entry:
         return module.eval()
 
     def examples(self) -> tuple[Tensor, ...]:
-        """Example inputs, N(0, 1) float32, of the shapes in `shapes`."""
+        """Example inputs of the shapes in `shapes`: N(0, 1), and tokens."""
         generator = torch.Generator().manual_seed(self.seed)
-        return tuple(torch.randn(shape, generator=generator) for shape in self.shapes)
+        return tuple(
+            torch.randint(self.tokens[index], shape, generator=generator)
+            if index in self.tokens
+            else torch.randn(shape, generator=generator)
+            for index, shape in enumerate(self.shapes)
+        )
 
 
 def randomize(module: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 For each model: the nodes that each optimizer leaves (subgraphs, functions and Constant nodes included), the
 BatchNormalizations that are left, and normfuse's own proof. With `--times`, the wall time of the whole process, without
-the proof, against onnxslim's.
+the proof, against onnxslim's. With `--nets`, on whole nets by exporter and opset instead: see `scripts.nets`.
 """
 
 import argparse
@@ -175,15 +175,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints one line, or one JSON record, for each model."""
     parser = argparse.ArgumentParser(prog="python -m scripts.compare", description="normfuse against its peers.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="models to compare on (default: all but the large)")
-    parser.add_argument("--all", action="store_true", help="the large ones too")
+    parser.add_argument("--all", action="store_true", help="the large ones too; with --nets, all opsets")
     parser.add_argument("--offline", action="store_true", help="use only models that lie in the cache")
     parser.add_argument("--times", action="store_true", help="time whole processes against onnxslim, too")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    nets = parser.add_argument_group("whole nets")
+    nets.add_argument("--nets", action="store_true", help="compare on nets as torch writes them: nodes, norms, latency")
+    nets.add_argument("--exporter", choices=("torchscript", "dynamo"), help="one exporter only")
+    nets.add_argument("--opset", type=int, action="append", help="an opset (default: 17 traced, 20 by dynamo)")
+    nets.add_argument("--threads", type=int, action="append", help="a number of threads (default: 1 and 2)")
+    nets.add_argument("--seconds", type=float, default=6.0, help="for one row at one number of threads (default: 6)")
+    nets.add_argument("--peer-proofs", action="store_true", help="judge what the peers make, too")
     options = parser.parse_args(arguments)
     head = ["model", "raw", *(peer.name for peer in PEERS), OURS, "fewest", "BatchNorms", "proof", "error ratio"]
     head += [OURS, PEERS[0].name, "time ratio"] if options.times else []
     rows = []
     try:
+        if options.nets:
+            from scripts import nets as whole_nets
+
+            return whole_nets.main(options)
         paths = fetch(options.names, options.all, options.offline)
         if options.times:
             _compile()

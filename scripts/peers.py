@@ -37,6 +37,25 @@ _ONNXSCRIPT = """
 import sys, onnx, onnxscript.optimizer
 onnx.save(onnxscript.optimizer.optimize(onnx.load(sys.argv[1])), sys.argv[2])
 """
+# ONNX Runtime's own basic level, which it runs first for some kinds of network, would need torch there. What it writes
+# for CUDA, and an embedding fusion whose result ONNX Runtime does not load, are off.
+_TRANSFORMERS = """
+import sys, onnx
+import onnxruntime as ort
+from onnxruntime.transformers.fusion_options import FusionOptions
+from onnxruntime.transformers.optimizer import MODEL_TYPES, optimize_model
+source, result, kind = sys.argv[1:]
+if MODEL_TYPES[kind][2]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = result
+    ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    source = result
+chosen = FusionOptions(kind)
+for name in ("embed_layer_norm", "group_norm", "nhwc_conv", "skip_group_norm"):
+    setattr(chosen, "enable_" + name, False)
+onnx.save(optimize_model(source, model_type=kind, optimization_options=chosen, opt_level=0).model, result)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +63,14 @@ class Peer:
     """Another optimizer.
 
     Attributes:
-        name: what it is called, and its name on PyPI.
+        name: what it is called; its name on PyPI, but for `transformers`, which is onnxruntime.transformers.
         arguments: what the interpreter is called with, before the paths of the model and of the result.
+        by_kind: whether it is told what kind of network it gets.
     """
 
     name: str
     arguments: tuple[str, ...]
+    by_kind: bool = False
 
 
 PEERS = (
@@ -57,6 +78,7 @@ PEERS = (
     Peer("onnxsim", ("-m", "onnxsim")),
     Peer("onnxoptimizer", ("-c", _ONNXOPTIMIZER)),
     Peer("onnxscript", ("-c", _ONNXSCRIPT)),
+    Peer("transformers", ("-c", _TRANSFORMERS), by_kind=True),
 )
 
 
@@ -100,19 +122,20 @@ def interpreter() -> Path:
     return python
 
 
-def optimize(peer: Peer, source: Path, result: Path) -> Outcome:
+def optimize(peer: Peer, source: Path, result: Path, kind: str = "bert") -> Outcome:
     """Lets a peer optimize a model.
 
     Args:
         peer: the optimizer.
         source: the model.
         result: where it is to write; removed beforehand. A peer that writes nothing has failed.
+        kind: the `model_type` of onnxruntime.transformers, whose own default it is.
 
     Raises:
         NormfuseError: the peers cannot be installed.
     """
     result.unlink(missing_ok=True)
-    done = run((str(interpreter()), *peer.arguments, str(source), str(result)))
+    done = run((str(interpreter()), *peer.arguments, str(source), str(result), *([kind] if peer.by_kind else [])))
     if not done.problem and not result.is_file():
         return Outcome(done.seconds, done.output, "wrote nothing")
     return done
