@@ -3,6 +3,7 @@
 Nothing is downloaded. The packages are imported where a network is made: `missing` names those that are not installed.
 """
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -54,10 +55,10 @@ def missing() -> tuple[str, ...]:
 
 def bert(width: int = 256, depth: int = 4) -> nn.Module:
     """BERT's encoder (Devlin et al., 2018) on token ids."""
-    from transformers import BertConfig, BertModel
+    transformers: Any = import_module("transformers")
 
     heads = width // 64
-    config = BertConfig(
+    config = transformers.BertConfig(
         vocab_size=1000,
         hidden_size=width,
         num_hidden_layers=depth,
@@ -65,14 +66,14 @@ def bert(width: int = 256, depth: int = 4) -> nn.Module:
         intermediate_size=4 * width,
         attn_implementation="eager",
     )
-    return FirstOutput(BertModel(config, add_pooling_layer=False))
+    return FirstOutput(transformers.BertModel(config, add_pooling_layer=False))
 
 
 def vit(width: int = 192, depth: int = 4) -> nn.Module:
     """Vision transformer (Dosovitskiy et al., 2020) with patches of 16: Tiny is 192 wide and 12 deep."""
-    from transformers import ViTConfig, ViTForImageClassification
+    transformers: Any = import_module("transformers")
 
-    config = ViTConfig(
+    config = transformers.ViTConfig(
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=width // 64,
@@ -80,14 +81,14 @@ def vit(width: int = 192, depth: int = 4) -> nn.Module:
         num_labels=100,
         attn_implementation="eager",
     )
-    return FirstOutput(ViTForImageClassification(config))
+    return FirstOutput(transformers.ViTForImageClassification(config))
 
 
 def llama(width: int = 256, depth: int = 4) -> nn.Module:
     """Llama's decoder (Touvron et al., 2023) with grouped queries, on token ids, without a cache."""
-    from transformers import LlamaConfig, LlamaModel
+    transformers: Any = import_module("transformers")
 
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=1000,
         hidden_size=width,
         num_hidden_layers=depth,
@@ -96,14 +97,14 @@ def llama(width: int = 256, depth: int = 4) -> nn.Module:
         intermediate_size=8 * width // 3 // 8 * 8,
         attn_implementation="eager",
     )
-    return FirstOutput(Masked(LlamaModel(config)))
+    return FirstOutput(Masked(transformers.LlamaModel(config)))
 
 
 def t5_encoder(width: int = 256, depth: int = 4) -> nn.Module:
     """T5's encoder (Raffel et al., 2019) in its gated form of version 1.1, on token ids."""
-    from transformers import T5Config, T5EncoderModel
+    transformers: Any = import_module("transformers")
 
-    config = T5Config(
+    config = transformers.T5Config(
         vocab_size=1000,
         d_model=width,
         d_kv=64,
@@ -113,25 +114,24 @@ def t5_encoder(width: int = 256, depth: int = 4) -> nn.Module:
         feed_forward_proj="gated-gelu",
         attn_implementation="eager",
     )
-    return FirstOutput(T5EncoderModel(config))
+    return FirstOutput(transformers.T5EncoderModel(config))
 
 
-def _eager(network: Any) -> nn.Module:
+def _eager(network: Any) -> Any:
     """The same with attention in plain products, which every opset has."""
-    from diffusers.models.attention_processor import AttnProcessor
-
+    processors: Any = import_module("diffusers.models.attention_processor")
     if hasattr(network, "set_attn_processor"):
-        network.set_attn_processor(AttnProcessor())
+        network.set_attn_processor(processors.AttnProcessor())
     return network
 
 
 def unet_condition(width: int = 64) -> nn.Module:
     """The UNet of Stable Diffusion (Rombach et al., 2022) with two levels: sample, time step, text features."""
-    from diffusers import UNet2DConditionModel
+    diffusers: Any = import_module("diffusers")
 
     return FirstOutput(
         _eager(
-            UNet2DConditionModel(
+            diffusers.UNet2DConditionModel(
                 sample_size=32,
                 block_out_channels=(width, 2 * width),
                 layers_per_block=1,
@@ -146,11 +146,11 @@ def unet_condition(width: int = 64) -> nn.Module:
 
 def unet_pixels(width: int = 64) -> nn.Module:
     """The UNet of denoising diffusion (Ho et al., 2020), attention on the lower of two levels: sample, time step."""
-    from diffusers import UNet2DModel
+    diffusers: Any = import_module("diffusers")
 
     return FirstOutput(
         _eager(
-            UNet2DModel(
+            diffusers.UNet2DModel(
                 sample_size=32,
                 block_out_channels=(width, 2 * width),
                 layers_per_block=1,
@@ -163,9 +163,9 @@ def unet_pixels(width: int = 64) -> nn.Module:
 
 def vae_decoder(width: int = 32) -> nn.Module:
     """The decoder of Stable Diffusion's autoencoder with three levels: the image is four times the latent's size."""
-    from diffusers import AutoencoderKL
+    diffusers: Any = import_module("diffusers")
 
-    network = AutoencoderKL(
+    network = diffusers.AutoencoderKL(
         block_out_channels=(width, 2 * width, 4 * width),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,

@@ -93,7 +93,8 @@ class AdaptiveNorm(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         scale, bias = torch.chunk(self.affine(style)[:, :, None, None], 2, 1)
-        return (1 + scale) * self.norm(x) + bias
+        y: Tensor = (1 + scale) * self.norm(x) + bias
+        return y
 
 
 class AdaptiveBlock(nn.Module):
@@ -112,7 +113,7 @@ class AdaptiveBlock(nn.Module):
         y = self.convs[0](functional.interpolate(y, scale_factor=2, mode="nearest"))
         y = self.convs[1](functional.leaky_relu(self.second(y, style), 0.2))
         skip: Tensor = self.shortcut(functional.interpolate(x, scale_factor=2, mode="nearest"))
-        return (y + skip) * 0.5**0.5
+        return torch.mul(torch.add(y, skip), 0.5**0.5)
 
 
 class AdaptiveGenerator(nn.Module):

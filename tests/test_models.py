@@ -56,8 +56,6 @@ GONE = {
     "spectral-norm": {"Div", "ReduceSum"},
     "weight-norm": {"Div", "ReduceL2"},
     "weight-standardized": {"Div", "ReduceMean", "Sqrt", "Sub"},
-    "alexnet": {"If", "Pad", "Pow"},
-    "googlenet": {"If", "Pad", "Pow"},
     "convnext": {"Div", "Pow", "ReduceMean", "Shape"},
     "resnet-gn": {"GroupNormalization", "Shape"},
 }
