@@ -1,9 +1,11 @@
 """Laws of LOWER that write standard operators: each takes a site and returns y, or refuses."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
-from normfuse.passes.access import RefusedError
+from normfuse.passes.access import Dim, RefusedError
 from normfuse.passes.emitter import Emitter
 from normfuse.passes.lowering import NormSite, Operand
 from normfuse.passes.lowering_forms import (
@@ -19,6 +21,9 @@ from normfuse.passes.lowering_forms import (
     zeros,
 )
 from normfuse.target import Target
+
+_LONGEST_ROW = 2048
+"""Elements of a row up to which ONNX Runtime's AveragePool has a fast kernel: beyond it is 4 to 25 times slower."""
 
 _ANY_FLOAT = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -277,7 +282,8 @@ def local_response(site: NormSite, emitter: Emitter, target: Target) -> ir.Value
 def by_window(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """LRN with E over the window by AveragePool: x / d^β with d = k + α · E[x²].
 
-    β = ½ is √d and β = ¾ is √d · √√d, which are much faster than Pow.
+    β = ½ is √d and β = ¾ is √d · √√d, which are much faster than Pow. The pool stands in two dimensions,
+    (N, 1, C, H·W), but where these rows are too long for ONNX Runtime's fast kernel in three, (N, 1, C, H, W).
     """
     found = site.standardize
     _need(found.window is not None, "it is no LRN")
@@ -290,15 +296,20 @@ def by_window(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     _need(isinstance(channels, int), "the number of its channels is not known")
     assert isinstance(channels, int)
     square = emitter.op("Mul", site.data, site.data)
-    # (N, C, …) → (N, 1, C, −1): the channels become rows, of which the pool takes a window.
-    rows = emitter.op(
-        "Reshape", square, emitter.integers([0, 1, channels, -1]), dims=[site.dims[0], 1, channels, inner]
-    )
     size = before + after + 1
-    pooled = emitter.op(
-        "AveragePool", rows, kernel_shape=[size, 1], pads=[before, 0, after, 0], count_include_pad=1, strides=[1, 1]
-    )
-    pooled = back(site, pooled, emitter)
+    if site.rank == 4 and (inner is None or inner > _LONGEST_ROW):
+        rows = _with_axis("Unsqueeze", square, [site.dims[0], 1, *site.dims[1:]], site, emitter)
+        kernel, pads = [size, 1, 1], [before, 0, 0, after, 0, 0]
+        pooled = emitter.op("AveragePool", rows, kernel_shape=kernel, pads=pads, count_include_pad=1, strides=[1, 1, 1])
+        pooled = _with_axis("Squeeze", pooled, site.dims, site, emitter)
+    else:
+        # The channels become rows, of which the pool takes a window.
+        rows = emitter.op(
+            "Reshape", square, emitter.integers([0, 1, channels, -1]), dims=[site.dims[0], 1, channels, inner]
+        )
+        kernel, pads = [size, 1], [before, 0, after, 0]
+        pooled = emitter.op("AveragePool", rows, kernel_shape=kernel, pads=pads, count_include_pad=1, strides=[1, 1])
+        pooled = back(site, pooled, emitter)
     grown = pooled
     if found.alpha != 1.0:
         grown = emitter.op("Mul", grown, emitter.constant(np.asarray(found.alpha), site.dtype))
@@ -306,6 +317,13 @@ def by_window(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     power = _power(grown, found.exponent, site, emitter)
     value = emitter.op("Div", site.data, power)
     return affine(site, value, site.scale, site.bias, emitter)
+
+
+def _with_axis(operator: str, value: ir.Value, sizes: Sequence[Dim], site: NormSite, emitter: Emitter) -> ir.Value:
+    """Squeeze or Unsqueeze of axis 1."""
+    if site.weights.opset >= 13:
+        return emitter.op(operator, value, emitter.integers([1], "axes"), dims=sizes)
+    return emitter.op(operator, value, dims=sizes, axes=[1])
 
 
 def _power(value: ir.Value, exponent: float, site: NormSite, emitter: Emitter) -> ir.Value:

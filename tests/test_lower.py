@@ -174,6 +174,17 @@ APPLIES = (
         image("y = LRN<size=5, alpha=0.3>(x)"),
         "Add AveragePool Div Mul Mul Mul Reshape Reshape Sqrt Sqrt",
     ),
+    Lowered(
+        "lrn-by-pool",
+        image("y = LRN<size=5, alpha=0.3>(x)").replace("[2,6,4,4]", "[1,6,48,48]"),
+        "Add AveragePool Div Mul Mul Mul Sqrt Sqrt Squeeze Unsqueeze",
+    ),
+    Lowered(
+        "lrn-by-pool",
+        image("y = LRN<size=5, alpha=0.3>(x)").replace("[2,6,4,4]", "[N,6,H,W]"),
+        "Add AveragePool Div Mul Mul Mul Sqrt Sqrt Squeeze Unsqueeze",
+        opset=12,
+    ),
     Lowered("lrn", image(WINDOW), "LRN", "cuda", weights=WINDOW_WEIGHTS | {"alpha": np.float32(1e-4)}),
     Lowered(
         "lp-norm",
