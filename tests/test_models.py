@@ -56,7 +56,7 @@ GONE = {
     "spectral-norm": {"Div", "ReduceSum"},
     "weight-norm": {"Div", "ReduceL2"},
     "weight-standardized": {"Div", "ReduceMean", "Sqrt", "Sub"},
-    "convnext": {"Pow", "ReduceMean", "Shape"},
+    "convnext": {"Pow", "Shape"},
     "resnet-gn": {"GroupNormalization", "Shape"},
 }
 """Operators that only prepare weights, fold into them, or spell a norm out: none of them may be left."""
