@@ -39,9 +39,9 @@ class Affine:
     @classmethod
     def of(cls, axis: int | None, scale: npt.ArrayLike, shift: npt.ArrayLike) -> Self:
         """Makes a map from numbers or vectors, and drops the axis where nothing varies along it."""
-        scale, shift = np.broadcast_arrays(
-            np.atleast_1d(np.asarray(scale, np.float64)), np.atleast_1d(np.asarray(shift, np.float64))
-        )
+        scale, shift = (np.atleast_1d(np.asarray(one, np.float64)) for one in (scale, shift))
+        if scale.shape != shift.shape:
+            scale, shift = np.broadcast_arrays(scale, shift)
         if scale.size == 0:
             return cls(None, np.ones(1), np.zeros(1))
         if axis is None or (np.all(scale == scale[:1]) and np.all(shift == shift[:1])):

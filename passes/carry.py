@@ -23,6 +23,9 @@ _RANGE = {ir.DataType.FLOAT16: 5, ir.DataType.BFLOAT16: 8, ir.DataType.FLOAT: 8,
 _FREE_SCALE = 2.0**40
 """Scales within this bound move freely past products, but for float16."""
 
+_BRANCHES = 8
+"""So many branches of a sum are asked at most to take a shift for all of it."""
+
 
 def _keeps_range(offer: Offer) -> None:
     """Makes sure that no intermediate result overflows which did not overflow before.
@@ -155,7 +158,7 @@ def sum_of_branches(offer: Offer) -> tuple[Deal, ...]:
         sign = signs[offer.index]
         onward = Affine.of(affine.axis, 1.0, sign * affine.shift)
         deals = [Deal(needs=(Need(node, 0, _to_output(offer, onward), "before"),))]
-        for i in range(count):
+        for i in range(min(count, _BRANCHES)):
             if i != offer.index:
                 other = Affine.of(affine.axis, 1.0, sign * signs[i] * affine.shift)
                 try:
@@ -167,7 +170,7 @@ def sum_of_branches(offer: Offer) -> tuple[Deal, ...]:
     scaling = [] if affine.keeps_scale else [_to_input(node, i, affine.scaling) for i in range(count)]
     deals = []
     reason = ""
-    for shifted in range(count):
+    for shifted in range(min(count, _BRANCHES)):
         try:
             whole = Affine.of(affine.axis, affine.scale, signs[shifted] * affine.shift)
             shifted_need = Need(node, shifted, _to_input(node, shifted, whole), "after")

@@ -26,7 +26,7 @@ from normfuse.passes.deal import Need
 from normfuse.passes.fold_rules import ABSORB, BIAS, CARRY, SOURCES
 from normfuse.passes.lifted import DOMAIN
 from normfuse.passes.plan import Plan
-from normfuse.passes.rule import Rule
+from normfuse.passes.rule import Rule, by_operator
 from normfuse.passes.runtime_fusions import kept_for_runtime
 from normfuse.passes.sources import Source, read
 from normfuse.passes.weights import Weights, mark_functions
@@ -88,7 +88,7 @@ class FoldPass(ir.passes.InPlacePass):
 
         self._sources = chosen(SOURCES)
         self._biases = chosen((BIAS,))
-        self._rules = chosen(ABSORB) + chosen(CARRY)
+        self._rows = by_operator(chosen(ABSORB) + chosen(CARRY))
         self.changes: list[Change] = []
         self.refusals: list[Refusal] = []
 
@@ -142,7 +142,7 @@ class FoldPass(ir.passes.InPlacePass):
             for rule in self._biases:
                 if operator(node) not in rule.operators:
                     continue
-                plan = Plan(self._rules, weights, touched=[node])
+                plan = Plan(self._rows, weights, touched=[node])
                 try:
                     found = rule.law(node, weights)
                     if found is None or found[1].is_identity:
@@ -184,12 +184,12 @@ class FoldPass(ir.passes.InPlacePass):
         reasons: list[str] = []
         if affine.is_identity:
             if _is_replaceable(site):
-                self._commit(site, Plan(self._rules, weights), None)
+                self._commit(site, Plan(self._rows, weights), None)
                 return None
             return ""
         halves = not affine.keeps_scale and not affine.keeps_origin
         for needs, rest in _strategies(site):
-            plan = Plan(self._rules, weights, touched=list(site.nodes))
+            plan = Plan(self._rows, weights, touched=list(site.nodes))
             try:
                 for need in needs:
                     plan.take(need)
@@ -221,7 +221,7 @@ class FoldPass(ir.passes.InPlacePass):
             return False
         for holder in site.sources:
             if _knows_layout(site, holder) and is_writable(holder, site.affine, weights):
-                plan = Plan(self._rules, weights)
+                plan = Plan(self._rows, weights)
                 plan.rewrites.append(partial(_write_chain, site, holder, weights))
                 self._record(site, plan, f"{len(site.sources)} nodes became one", (holder.node,))
                 plan.commit()

@@ -12,11 +12,12 @@ import onnx_ir as ir
 from normfuse.affine import Affine
 from normfuse.passes.access import RefusedError, dims, operator, title
 from normfuse.passes.deal import Deal, Need, NewWeight, Offer
-from normfuse.passes.rule import Rule, Side
+from normfuse.passes.rule import Rows, Rule, Side
 from normfuse.passes.weights import CLONE_BYTES, Weights, constant_tensor, fits
 
-_STEPS = 400
-"""Nodes that are asked for one plan at most."""
+_STEPS = 64
+"""Nodes that are asked for one plan at most: a map that is taken is taken within a dozen, and a model may be a stream of
+thousands of residual blocks that each would have to agree."""
 
 _SHAPE_READERS = ("Shape", "Size")
 """Readers to whom a map makes no difference."""
@@ -27,7 +28,7 @@ class Plan:
     """What would change if a map were moved.
 
     Attributes:
-        rules: the rows of ABSORB and CARRY that may be used.
+        rows: the rules of ABSORB and CARRY that may be used.
         weights: the constants of the model.
         changes: new weights.
         rewrites: other changes.
@@ -37,7 +38,7 @@ class Plan:
         notes: what the user should know: copies of shared weights.
     """
 
-    rules: tuple[Rule, ...]
+    rows: Rows
     weights: Weights
     changes: list[NewWeight] = field(default_factory=list)
     rewrites: list[Callable[[], None]] = field(default_factory=list)
@@ -100,9 +101,13 @@ class Plan:
         value = need.node.outputs[need.index]
         if value.is_graph_output():
             raise RefusedError(f"{value.name!r} is an output of the graph")
-        for use in tuple(value.uses()):
-            if operator(use.node) not in _SHAPE_READERS:
-                self._ask(use.node, use.idx, need.affine, "before")
+        uses = [use for use in value.uses() if operator(use.node) not in _SHAPE_READERS]
+        # Those that can only let it pass are asked first: what takes it in computes new weights.
+        for use in sorted(uses, key=lambda use: self._can_absorb(use.node)):
+            self._ask(use.node, use.idx, need.affine, "before")
+
+    def _can_absorb(self, node: ir.Node) -> bool:
+        return any(rule.kind == "absorb" for rule in self.rows.get((operator(node), "before"), ()))
 
     def _map_constant(self, need: Need, value: ir.Value) -> None:
         constant, tensor = self.weights.array(value), constant_tensor(value)
@@ -120,7 +125,7 @@ class Plan:
             raise RefusedError("too many nodes would have to agree")
         if node in self.touched:
             raise RefusedError(f"{title(node)} would be changed twice")
-        rows = [rule for rule in self.rules if rule.looks_at(operator(node), side)]
+        rows = self.rows.get((operator(node), side), ())
         where = "behind" if side == "after" else "in front of"
         if not rows:
             raise RefusedError(f"no rule moves it from {where} {title(node)}")

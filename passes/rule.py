@@ -1,8 +1,8 @@
 """`Rule`: a row of a table, what `normfuse explain` prints and `--select` and `--ignore` name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Side = Literal["after", "before"]
 """Where an affine map stands as seen from an operator: after it, or before it."""
@@ -28,6 +28,16 @@ class Rule:
     law: Callable[..., Any]
     reason: str
 
-    def looks_at(self, operator: str, side: Side) -> bool:
-        """Whether the rule serves an operator on a side."""
-        return operator in self.operators and self.side in (None, side)
+
+Rows = Mapping[tuple[str, Side], tuple[Rule, ...]]
+"""The rules that serve an operator on a side, in the order of their table."""
+
+
+def by_operator(rules: Iterable[Rule]) -> Rows:
+    """The rows of a table, to be looked up."""
+    rows: dict[tuple[str, Side], tuple[Rule, ...]] = {}
+    for rule in rules:
+        for side in get_args(Side) if rule.side is None else (rule.side,):
+            for operator in rule.operators:
+                rows[operator, side] = (*rows.get((operator, side), ()), rule)
+    return rows
