@@ -1,5 +1,8 @@
 """Latency before and after normfuse: `python -m scripts.bench [--threads N] [--rounds N] [--peer PEER] [NAME ...]`.
 
+`python -m scripts.bench lowerings` and `python -m scripts.bench scale` measure the rows of LOWERINGS, and how the time of
+optimizing grows: see `scripts.bench_lowerings` and `scripts.bench_scale`.
+
 Real models, and, where torch is installed, our own nets as torch's exporters write them by default. The variants of a
 model are timed in one process, in turn (`normfuse.bench`), at ORT_ENABLE_ALL: what is shown is the gain net of what
 ONNX Runtime does by itself.
@@ -11,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
 
 EXPORTS: "dict[Exporter, int]" = {"dynamo": 20, "torchscript": 17}
 """The opset each exporter is asked for."""
+
+STUDIES = ("lowerings", "scale")
+"""First words that measure something else than whole models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,9 @@ def _cells(timing: Timing) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints one line for each variant of each model, or JSON; a model that cannot be timed is named on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in STUDIES:
+        return int(import_module(f"scripts.bench_{given[0]}").main(given[1:]))
     parser = argparse.ArgumentParser(prog="python -m scripts.bench", description="Latency before and after normfuse.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="models to time (default: all but the large)")
     parser.add_argument("--all", action="store_true", help="the large real models too")
@@ -126,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="the longest one model may take (default: 20)")
     parser.add_argument("--peer", action="append", default=[], choices=[peer.name for peer in PEERS])
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     tables: dict[str, BenchTable] = {}
     status = 0
     try:

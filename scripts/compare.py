@@ -116,7 +116,7 @@ def compare(name: str, path: Path, timed: bool = False) -> Row:
         done = run(_ours(path, result, *given, "--json"))
         parity = _parity(done)
         sizes[OURS] = Size(None, None, str(parity["reason"])) if parity.get("reason") else _size(done, result)
-        times = _times(path, result) if timed else None
+        times = whole_processes(path, result) if timed else None
     return Row(name, sizes, parity.get("passed"), parity.get("ratio"), times)
 
 
@@ -142,8 +142,9 @@ def _compile() -> None:
         compileall.compile_dir(folder, quiet=1)
 
 
-def _times(path: Path, result: Path) -> Times | None:
+def whole_processes(path: Path, result: Path) -> Times | None:
     """Paired runs of both commands, one uncounted pair first, in turning order; None where one of them fails."""
+    _compile()
     pairs = []
     for repeat in range(REPEATS + 1):
         outcomes = {}
@@ -196,8 +197,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return whole_nets.main(options)
         paths = fetch(options.names, options.all, options.offline)
-        if options.times:
-            _compile()
         if not options.json:
             print(_line(head))
         for name, path in paths.items():
