@@ -16,8 +16,8 @@ from normfuse.passes.rule import Rows, Rule, Side
 from normfuse.passes.weights import CLONE_BYTES, Weights, constant_tensor, fits
 
 _STEPS = 64
-"""Nodes that are asked for one plan at most: a map that is taken is taken within a dozen, and a model may be a stream of
-thousands of residual blocks that each would have to agree."""
+"""Nodes that are asked for one plan at most: a map that is taken is taken within a dozen, and in a stream of residual
+blocks thousands would have to agree."""
 
 _SHAPE_READERS = ("Shape", "Size")
 """Readers to whom a map makes no difference."""

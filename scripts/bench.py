@@ -1,6 +1,6 @@
 """Latency before and after normfuse: `python -m scripts.bench [--threads N] [--rounds N] [--peer PEER] [NAME ...]`.
 
-`python -m scripts.bench lowerings` and `python -m scripts.bench scale` measure the rows of LOWERINGS, and how the time of
+`python -m scripts.bench lowerings` measures the rows of LOWERINGS, `python -m scripts.bench scale` how the time of
 optimizing grows: see `scripts.bench_lowerings` and `scripts.bench_scale`.
 
 Real models, and, where torch is installed, our own nets as torch's exporters write them by default. The variants of a
