@@ -203,7 +203,14 @@ def optimize(
             from normfuse import verification
 
             report.parity = verification.verify(
-                original, result, data=inputs, budget=verify_budget, shapes=shapes, progress=progress.say
+                original,
+                result,
+                data=inputs,
+                budget=verify_budget,
+                provider=target,
+                stand_in=True,
+                shapes=shapes,
+                progress=progress.say,
             )
         passed = report.parity is None or report.parity.passed
         written = output if writes and passed else None

@@ -12,11 +12,12 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.errors import TargetError
+from normfuse.evaluated import Evaluated
 from normfuse.metric import PRECISIONS, Precision, is_float
 from normfuse.oracle import Oracle, OracleError
 from normfuse.ports import inputs_of
 from normfuse.probes import Inputs, move
-from normfuse.runtime import Level, Session, session
+from normfuse.runtime import LEVELS, Level, Session, has_provider, session
 
 Array = np.ndarray[Any, Any]
 Values = dict[str, Array]
@@ -62,11 +63,32 @@ class Contest:
         sigmoids: outputs that a Sigmoid makes: the runtime's error there is absolute.
         absolute: these outputs, and what stands before a Sigmoid or Softmax: they see absolute differences only.
         sessions: by model (0 the reference, 1 the candidate) and optimization level.
+        levels: the optimization levels that are judged.
+        notes: what else than the provider runs the models, and why.
     """
 
-    def __init__(self, reference: ir.Model, candidate: ir.Model, provider: str) -> None:
+    def __init__(self, reference: ir.Model, candidate: ir.Model, provider: str, *, stand_in: bool = False) -> None:
+        """Loads both models.
+
+        Args:
+            reference: the model as it was.
+            candidate: the model as it became.
+            provider: where both run.
+            stand_in: whether the CPU provider runs them where ONNX Runtime does not have that provider here, and the
+                reference evaluator where the CPU provider cannot load them.
+
+        Raises:
+            TargetError: a model cannot be loaded.
+        """
         self.reference = reference
-        self.provider = provider
+        self.notes: list[str] = []
+        self.levels = LEVELS
+        self._evaluates = False
+        self._stands_in = stand_in and not has_provider(provider)
+        if self._stands_in:
+            self.notes.append(f"not run on {provider.upper()}: ONNX Runtime does not have it here; run on the CPU")
+        self.provider = "cpu" if self._stands_in else provider
+        self._strict = not stand_in or self.provider == "cpu"
         self.outputs = [str(value.name) for value in reference.graph.outputs]
         self.hidden = _hidden_values(reference, candidate)
         self.owners = {hidden.title: hidden.output for hidden in self.hidden}
@@ -78,11 +100,42 @@ class Contest:
             if (node := _activation(value)) and node.op_type == "Sigmoid"
         }
         self.absolute = self.sigmoids | {hidden.title for hidden in self.hidden if hidden.operator != "Tanh"}
-        self.sessions: dict[tuple[int, Level], Session] = {}
+        self.sessions: dict[tuple[int, Level], Session | Evaluated] = {}
+        try:
+            self._load(reference, candidate)
+        except TargetError as error:
+            if not self._stands_in:
+                raise
+            self._evaluates, self.levels = True, LEVELS[:1]
+            self.notes[:] = [
+                f"not run on {provider.upper()}: ONNX Runtime does not have it here, and its CPU provider cannot run "
+                f"both models; judged by the reference evaluator in the types of the model ({error})"
+            ]
+            self._load(reference, candidate)
+
+    def _load(self, reference: ir.Model, candidate: ir.Model) -> None:
         for who, (model, title) in enumerate(((reference, "the reference"), (candidate, "the candidate"))):
             watched = _with_outputs(model, [hidden.names[who] for hidden in self.hidden])
-            self.sessions[who, "disabled"] = session(watched, "disabled", provider, name=title)
-            self.sessions[who, "enabled"] = session(model, "enabled", provider, name=title)
+            for level in self.levels:
+                self.sessions[who, level] = self.open(watched if level == "disabled" else model, level, title)
+
+    def open(self, model: ir.Model, level: Level, name: str) -> Session | Evaluated:
+        """Loads a model where both models run.
+
+        Raises:
+            TargetError: it cannot be loaded there.
+        """
+        if self._evaluates:
+            return Evaluated(model, name)
+        try:
+            return session(model, level, self.provider, name=name)
+        except TargetError as error:
+            if self._strict:
+                raise
+            loaded = session(model, level, self.provider, name=name, strict=False)
+            note = f"{name} does not run on {self.provider.upper()} alone, but in part on the CPU: {error}"
+            self.notes.extend([note] if note not in self.notes else [])
+            return loaded
 
     def run(self, who: int, level: Level, inputs: Inputs) -> Values:
         """Runs the reference (0) or the candidate (1); what is hidden stands under its title."""
@@ -106,10 +159,10 @@ class Contest:
         return all(np.size(value) for value in values.values())
 
 
-def shaken_session(contest: Contest) -> Session:
+def shaken_session(contest: Contest) -> Session | Evaluated:
     """The reference with the weights of its linear operators moved by one unit in the last place."""
     watched = _with_outputs(_with_moved_weights(contest.reference), [hidden.names[0] for hidden in contest.hidden])
-    return session(watched, "disabled", contest.provider, name="the reference with moved weights")
+    return contest.open(watched, "disabled", "the reference with moved weights")
 
 
 def first_divergence(contest: Contest, oracle: Oracle, inputs: Inputs) -> str:
@@ -123,7 +176,7 @@ def first_divergence(contest: Contest, oracle: Oracle, inputs: Inputs) -> str:
     ]
     names = [str(value.name) for value in values]
     try:
-        native = session(_with_outputs(contest.reference, names), "disabled", contest.provider).run(inputs)
+        native = contest.open(_with_outputs(contest.reference, names), "disabled", "the reference").run(inputs)
         truth = oracle.run(inputs, names)
     except (TargetError, OracleError):
         return "a value that could not be found"

@@ -207,7 +207,7 @@ def _judge_probe(judgement: Judgement, truths: _Truths, probe: Probe, seed: int)
         return True
     truth = truths.of(probe, time.perf_counter() - start)
     noise = [contest.run(0, "disabled", moved(probe.inputs, seed))]
-    for level in LEVELS:
+    for level in contest.levels:
         candidate = judgement.candidate(probe, level)
         if candidate is None:
             return False
@@ -235,7 +235,7 @@ def judge_by_noise(contest: Contest, deck: Deck, seeds: int, budget: float, say:
             say(f"measuring the noise of probes {probe.family!r}, seed {seed + 1}")
             try:
                 base = contest.run(0, "disabled", probe.inputs)
-                other = contest.run(0, "enabled", probe.inputs)
+                other = contest.run(0, contest.levels[-1], probe.inputs)
             except TargetError as error:
                 judgement.notes.append(f"the reference does not run on probes {probe.family!r}: {error}")
                 continue
@@ -243,7 +243,7 @@ def judge_by_noise(contest: Contest, deck: Deck, seeds: int, budget: float, say:
                 contest.run(0, "disabled", moved(probe.inputs, seed)),
                 contest.titled(shaken.run(probe.inputs), 0),
             ]
-            for level in LEVELS:
+            for level in contest.levels:
                 candidate = judgement.candidate(probe, level)
                 if candidate is None:
                     return judgement

@@ -123,6 +123,23 @@ def group_normalization(call: Call, x: Array, scale: Array, bias: Array) -> Outp
     return (y.reshape(x.shape) * _along_channels(scale, x.ndim) + _along_channels(bias, x.ndim),)
 
 
+def fused_group_norm(call: Call, x: Array, scale: Array, bias: Array) -> Outputs:
+    """GroupNorm of (N, H, W, C), or of (N, C, H, W) with channels_last=0; activation=1 is y · σ(y) behind it."""
+    last = bool(call.get("channels_last", 1))
+    first = np.moveaxis(x, -1, 1) if last else x
+    inner = Call({"num_groups": call.attributes["groups"], "epsilon": call.get("epsilon", 1e-5)}, call.opset, 1)
+    (y,) = group_normalization(inner, first, scale, bias)
+    y = y * sigmoid(y) if call.attributes["activation"] else y
+    return (np.moveaxis(y, 1, -1) if last else y,)
+
+
+def skip_group_norm(call: Call, x: Array, scale: Array, beta: Array, skip: Array, bias: Array | None = None) -> Outputs:
+    """The GroupNorm of x + skip + bias, and that sum; skip is like x, (N, 1, 1, C) or (N, C)."""
+    skip = skip[:, None, None, :] if skip.ndim == 2 else skip
+    total = x + skip if bias is None else x + skip + bias
+    return (*fused_group_norm(call, total, scale, beta), total)[: call.outputs]
+
+
 def mean_variance_normalization(call: Call, x: Array) -> Outputs:
     """(x − μ)/(σ + 1e-9), as the standard's function body has it."""
     axes = tuple(call.get("axes", (0, 2, 3)))
@@ -307,7 +324,9 @@ KERNELS: dict[tuple[str, str], Kernel] = {
     ("com.microsoft", "FusedConv"): fused_conv,
     ("com.microsoft", "FusedMatMul"): fused_matmul,
     ("com.microsoft", "Gelu"): gelu,
+    ("com.microsoft", "GroupNorm"): fused_group_norm,
     ("com.microsoft", "QuickGelu"): quick_gelu,
+    ("com.microsoft", "SkipGroupNorm"): skip_group_norm,
     ("com.microsoft", "SkipLayerNormalization"): skip_layer_normalization,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): skip_rms_normalization,
 }

@@ -135,7 +135,10 @@ def optimize(
     if verify:
         from normfuse.verification import verify as compare
 
-        report.parity = compare(original, model, data=data, budget=verify_budget, shapes=shapes)
+        where = Target.parse(target, threads).provider
+        report.parity = compare(
+            original, model, data=data, budget=verify_budget, provider=where, stand_in=True, shapes=shapes
+        )
         if not report.parity.passed:
             error = ParityError(f"the result does not compute what the original computes: {report.parity.reason}")
             error.add_note("run with verify=False to look at the result")

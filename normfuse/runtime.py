@@ -66,15 +66,17 @@ def session(
     threads: int | None = None,
     *,
     name: str | None = None,
+    strict: bool = True,
 ) -> Session:
     """Loads a model into ONNX Runtime.
 
     Args:
         model: the model, serialized, as a file or in memory.
         level: `disabled` runs the model as written, `enabled` lets the runtime optimize it first.
-        provider: `cpu`, `portable` (the same) or `cuda`; with `cuda` nothing may fall back to the CPU, and TF32 is off.
+        provider: `cpu`, `portable` (the same) or `cuda`, with TF32 off.
         threads: intra-op threads; all processors by default.
         name: what errors call the model; the file or graph name by default.
+        strict: whether nothing may fall back to the CPU with `cuda`.
 
     Raises:
         TargetError: ONNX Runtime or the provider is missing, or it cannot load the model.
@@ -92,7 +94,7 @@ def session(
     )
     settings.log_severity_level = 4
     settings.intra_op_num_threads = threads or 0
-    if provider == "cuda":
+    if provider == "cuda" and strict:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         loaded = runtime.InferenceSession(
@@ -115,6 +117,15 @@ def require(provider: str) -> str:
     if native not in runtime.get_available_providers():
         raise TargetError(f"ONNX Runtime has no {native} here; install normfuse[gpu] without onnxruntime, or use cpu")
     return str(runtime.__version__)
+
+
+def has_provider(provider: str) -> bool:
+    """Whether ONNX Runtime is installed with a provider: `cpu`, `portable` or `cuda`.
+
+    Raises:
+        TargetError: ONNX Runtime is missing.
+    """
+    return _PROVIDERS[provider][0] in _import().get_available_providers()
 
 
 def _import() -> Any:

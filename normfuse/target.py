@@ -7,6 +7,9 @@ from typing import Literal, Self, get_args
 from normfuse.errors import NormfuseError
 
 Provider = Literal["portable", "cpu", "cuda"]
+CUDA_OPSET = 21
+"""ONNX Runtime has InstanceNormalization and MaxPool on CUDA up to this opset; above it they run on the CPU."""
+
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 
 

@@ -83,6 +83,7 @@ def verify(
     seeds: int = 2,
     budget: float = 60.0,
     provider: str = "cpu",
+    stand_in: bool = False,
     shapes: Mapping[str, Sequence[int] | int] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Parity:
@@ -95,6 +96,8 @@ def verify(
         seeds: how often each probe family is drawn.
         budget: seconds that the oracle may take; the noise of the reference judges what it leaves.
         provider: `cpu` or `cuda`, where both models run.
+        stand_in: whether the CPU provider or the reference evaluator may run them where that provider is not here; a
+            note says so.
         shapes: shapes by input name, or sizes by the name of a dynamic dimension.
         progress: called with what is being done.
 
@@ -112,8 +115,9 @@ def verify(
     if difference:
         return Parity(False, math.inf, (), reason=difference)
     say("loading both models into ONNX Runtime")
-    contest = Contest(*models, provider)
+    contest = Contest(*models, provider, stand_in=stand_in)
     deck, notes = _deck(contest, data, shapes)
+    notes = [*contest.notes, *notes]
     kept = {value.name for value in models[1].graph.inputs}
     lost = [str(value.name) for value in models[0].graph.inputs if value.is_initializer() and value.name not in kept]
     if lost:

@@ -17,6 +17,9 @@ class Emitter:
     Attributes:
         nodes: the nodes, in order.
         weights: the constants of the model.
+        takes: values around the normalization that what was written computes too, each with the new one.
+        consumed: nodes around the normalization that are not needed any more.
+        before: the node to write in front of; None for the last one that is replaced.
     """
 
     def __init__(self, weights: Weights, stem: str) -> None:
@@ -25,6 +28,9 @@ class Emitter:
         self.weights = weights
         self._stem = stem
         self._constants: list[ir.Value] = []
+        self.takes: dict[ir.Value, ir.Value] = {}
+        self.consumed: list[ir.Node] = []
+        self.before: ir.Node | None = None
 
     def op(
         self,
@@ -57,6 +63,21 @@ class Emitter:
         self.nodes.append(node)
         return output
 
+    def several(
+        self, operator: str, *inputs: ir.Value | None, wanted: Sequence[bool], domain: str = "", **attributes: Any
+    ) -> list[ir.Value]:
+        """Writes a node with several outputs, all like its first input; those that are not wanted get no name."""
+        node = ir.Node(
+            domain, operator, inputs, [*ir.convenience.convert_attributes(attributes)], num_outputs=len(wanted)
+        )
+        for output, is_wanted in zip(node.outputs, wanted, strict=True):
+            if is_wanted and inputs[0] is not None:
+                output.shape, output.type = inputs[0].shape, inputs[0].type
+            elif not is_wanted:
+                output.name = ""
+        self.nodes.append(node)
+        return list(node.outputs)
+
     def constant(self, array: Float64, dtype: ir.DataType, stem: str = "constant") -> ir.Value:
         """A constant of a floating-point dtype, rounded once."""
         value = self._hold(round_to(np.asarray(array, np.float64), dtype), dtype, stem)
@@ -86,7 +107,7 @@ class Emitter:
                 _owner(graph).register_initializer(value)
         for node in self.nodes:
             node.name = self.weights.fresh(f"{self._stem}_{node.op_type}")
-            for output in node.outputs:
+            for output in (one for one in node.outputs if one.name != ""):
                 output.name = self.weights.fresh(f"{node.name}_output")
         graph.insert_before(anchor, self.nodes)
 

@@ -15,6 +15,9 @@ from normfuse.passes.weights import Weights
 from normfuse.report import Change, Refusal
 from normfuse.target import Target
 
+CANCELLING = frozenset({"GroupNorm", "GroupNormalization", "SkipGroupNorm", "SkipLayerNormalization"})
+"""Operators whose kernels compute the variance as E[x²] − E[x]²."""
+
 
 class LowerPass(ir.passes.InPlacePass):
     """Writes normalizations for a target, in the graph and its subgraphs.
@@ -70,6 +73,9 @@ class LowerPass(ir.passes.InPlacePass):
                 continue
             if not emitter.nodes or Likeness(model).alike(result, site.output):
                 return
+            if self._target.provider == "portable" and len(emitter.nodes) > len(site.names):
+                reasons.append(f"{row.name}: it would take {len(emitter.nodes)} nodes, not {len(site.names)}")
+                continue
             self._commit(model, row, site, emitter, result, choice.remark)
             return
         if lifted(node) is not None and any(lifted(inner) or read_op(inner, weights) for inner in _body(model, node)):
@@ -83,10 +89,10 @@ class LowerPass(ir.passes.InPlacePass):
         self, model: ir.Model, row: Lowering, site: NormSite, emitter: Emitter, result: ir.Value, remark: str
     ) -> None:
         detail = f"{site.standardize.name(site.rank)} as {', '.join(node.op_type for node in emitter.nodes)}"
-        names = site.names
+        names = (*site.names, *(node.name or node.op_type for node in emitter.consumed))
         replace(model, site, emitter, result)
         into = tuple(str(node.name) for node in emitter.nodes)
-        if site.standardize.cancels:
+        if site.standardize.cancels and not CANCELLING & {node.op_type for node in emitter.nodes}:
             detail += "; more accurate: its variance was E[x²] − E[x]², which is wrong at large means"
         if remark:
             detail += f"; {remark}"
@@ -117,24 +123,41 @@ def read_op(node: ir.Node, weights: Weights) -> bool:
 
 
 def replace(model: ir.Model, site: NormSite, emitter: Emitter, result: ir.Value) -> None:
-    """Puts what was written in the place of a normalization and the affine nodes behind it."""
+    """Puts what was written in the place of a normalization, the affine nodes behind it, and what it takes besides."""
     output, last = site.output, site.nodes[-1]
     for node in emitter.nodes:
         if node.domain:
             model.opset_imports.setdefault(node.domain, 1)
-    emitter.commit(last)
-    if result.dtype is None or result.shape is None:
-        result.type, result.shape = output.type, output.shape
-    name, output.name = output.name, None
-    output.replace_all_uses_with(result, replace_graph_outputs=True)
-    result.name, result.doc_string = name, output.doc_string
-    result.metadata_props.update(output.metadata_props)
-    graph = last.graph
-    assert graph is not None
-    for node in reversed(site.nodes):
-        graph.remove(node, safe=True)
-        if lifted(node) is not None:
-            forget(model, node)
+    emitter.commit(emitter.before or last)
+    for old, new in emitter.takes.items():
+        _take_over(old, new)
+    left = _remove_unread(model, emitter.consumed)
+    if output.uses() or output.is_graph_output():
+        _take_over(output, result)
+    assert not _remove_unread(model, [*left, *site.nodes]), "a node that was replaced is still read"
+
+
+def _remove_unread(model: ir.Model, nodes: Collection[ir.Node]) -> list[ir.Node]:
+    """Removes nodes of which nothing is read, readers first; those that are left."""
+    left = list(nodes)
+    while free := [node for node in left if not any(one.uses() or one.is_graph_output() for one in node.outputs)]:
+        for node in free:
+            left.remove(node)
+            assert node.graph is not None
+            node.graph.remove(node, safe=True)
+            if lifted(node) is not None:
+                forget(model, node)
+    return left
+
+
+def _take_over(old: ir.Value, new: ir.Value) -> None:
+    """Gives a value's name, readers and documentation to another one."""
+    if new.dtype is None or new.shape is None:
+        new.type, new.shape = old.type, old.shape
+    name, old.name = old.name, None
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.name, new.doc_string = name, old.doc_string
+    new.metadata_props.update(old.metadata_props)
 
 
 def restore(model: ir.Model) -> None:

@@ -12,6 +12,16 @@ from normfuse.passes.emitter import Emitter
 from normfuse.passes.lowering import NormSite, Operand
 
 
+def need(condition: bool, reason: str) -> None:
+    """Refuses where a condition does not hold.
+
+    Raises:
+        RefusedError: with the reason.
+    """
+    if not condition:
+        raise RefusedError(reason)
+
+
 def plain_root(site: NormSite) -> tuple[Standardize, float]:
     """The description with n in the mean and no α, and the factor that its result must be multiplied by.
 

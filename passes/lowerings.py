@@ -3,9 +3,11 @@
 What suits was measured with ONNX Runtime 1.32 on x86-64: `python -m scripts.bench lowerings` measures it again.
 """
 
+from normfuse.passes import lowerings_cuda as cuda
+from normfuse.passes import lowerings_nodes as nodes
 from normfuse.passes import lowerings_standard as laws
 from normfuse.passes.lowering import Lowering, NormSite
-from normfuse.target import Provider, Target
+from normfuse.target import CUDA_OPSET, Provider, Target
 
 _CPU: tuple[Provider, ...] = ("cpu",)
 _RUNTIME: tuple[Provider, ...] = ("cpu", "cuda")
@@ -29,7 +31,59 @@ def _last_axes(site: NormSite, target: Target) -> bool:
     return not (target.provider == "cpu" or _spatial(site))
 
 
+def _by_nodes(site: NormSite, target: Target) -> bool:
+    """Below the opset of the operator for the last axis; on CUDA for a batch norm in training, which has no kernel."""
+    if target.provider != "portable":
+        return "BatchNormalization" in site.operators
+    if site.standardize.axes != (site.rank - 1,) or "InstanceNormalization" in site.operators:
+        return False
+    if site.standardize.centred:
+        return site.weights.opset < 17 and not (site.scale is None and site.bias is None)
+    return site.weights.opset < 23
+
+
+def _as_instance_norm(site: NormSite, target: Target) -> bool:
+    """Not for a LayerNorm of three dimensions in a portable model: its nodes are what runtimes know and fuse."""
+    return target.provider != "portable" or not _by_nodes(site, target)
+
+
+def _by_instance_norm(site: NormSite, target: Target) -> bool:
+    """Not for a LayerNorm in a portable model, where InstanceNormalization over rows is for groups."""
+    if target.provider == "portable":
+        return not _by_nodes(site, target)
+    return target.provider != "cpu" or _few_threads(site, target)
+
+
+_CUDA: tuple[Provider, ...] = ("cuda",)
+
 LOWERINGS: tuple[Lowering, ...] = (
+    Lowering(
+        "group-norm-channels-last",
+        "lower",
+        (),
+        None,
+        cuda.group_norm,
+        "com.microsoft.GroupNorm normalizes channels last, with the sum in front and the SiLU behind, in one kernel",
+        targets=_CUDA,
+    ),
+    Lowering(
+        "skip-layer-norm",
+        "lower",
+        (),
+        None,
+        cuda.skip_layer_norm,
+        "SkipLayerNormalization adds and normalizes in one pass over memory",
+        targets=_CUDA,
+    ),
+    Lowering(
+        "skip-rms-norm",
+        "lower",
+        (),
+        None,
+        cuda.skip_rms_norm,
+        "SkipSimplifiedLayerNormalization adds and normalizes in one pass over memory",
+        targets=_CUDA,
+    ),
     Lowering(
         "layer-norm",
         "lower",
@@ -66,6 +120,7 @@ LOWERINGS: tuple[Lowering, ...] = (
         laws.instance_norm,
         "InstanceNormalization has mean and variance of each channel; for one sample γ and β may be computed",
         targets=_ALL,
+        suits=_as_instance_norm,
     ),
     Lowering(
         "channels-first-by-products",
@@ -84,7 +139,7 @@ LOWERINGS: tuple[Lowering, ...] = (
         laws.by_instance_norm,
         "a group of channels laid in one row is one channel of an InstanceNormalization",
         targets=_ALL,
-        suits=lambda site, target: target.provider != "cpu" or _few_threads(site, target),
+        suits=_by_instance_norm,
     ),
     Lowering(
         "norm-by-layer-norm",
@@ -93,7 +148,8 @@ LOWERINGS: tuple[Lowering, ...] = (
         None,
         laws.by_layer_norm,
         "a group of channels laid in one row is one row of a LayerNormalization, which runs on all threads",
-        targets=_CPU,
+        targets=_RUNTIME,
+        suits=lambda site, target: target.provider == "cpu" or site.weights.opset > CUDA_OPSET,
     ),
     Lowering(
         "norm-by-instance-norm-threaded",
@@ -130,7 +186,7 @@ LOWERINGS: tuple[Lowering, ...] = (
         None,
         laws.local_response,
         "LRN divides by (k + α/n · Σ x²)^β over an odd window of channels",
-        targets=("cuda",),
+        targets=("portable", "cuda"),
     ),
     Lowering(
         "lp-norm",
@@ -140,6 +196,16 @@ LOWERINGS: tuple[Lowering, ...] = (
         laws.lp_norm,
         "LpNormalization divides by the length of a vector",
         targets=_ALL,
+    ),
+    Lowering(
+        "norm-in-nodes",
+        "lower",
+        (),
+        None,
+        nodes.in_nodes,
+        "without an operator, (x − E[x]) / √(E[(x − E[x])²] + ε) takes the fewest nodes and loses nothing",
+        targets=("portable", "cuda"),
+        suits=_by_nodes,
     ),
     Lowering(
         "two-pass",

@@ -20,12 +20,16 @@ from normfuse.passes.lowering_forms import (
     vector,
     zeros,
 )
-from normfuse.target import Target
+from normfuse.target import CUDA_OPSET, Target
 
 _LONGEST_ROW = 2048
 """Elements of a row up to which ONNX Runtime's AveragePool has a fast kernel: beyond it is 4 to 25 times slower."""
 
 _ANY_FLOAT = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+_SMALL_ALPHA = 2e-4
+"""α / k up to which LRN is as accurate as its definition: measured up to values of 100, and with heavy tails."""
 
 
 def _need(condition: bool, reason: str) -> None:
@@ -42,6 +46,12 @@ def _same_precision(site: NormSite) -> None:
 def _not_by_layer_norm(site: NormSite) -> None:
     """Sums in float32 lose accuracy at large means, as those of LayerNormalization do not."""
     _need("LayerNormalization" not in site.operators, "it is a LayerNormalization, which is more accurate")
+
+
+def _has_instance_norm(site: NormSite, target: Target) -> None:
+    """A kernel that is registered for one version of an operator serves no later one."""
+    has = target.provider != "cuda" or site.weights.opset <= CUDA_OPSET
+    _need(has, f"ONNX Runtime has no InstanceNormalization on CUDA above opset {CUDA_OPSET}")
 
 
 def layer_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
@@ -92,6 +102,7 @@ def instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """InstanceNormalization(x, γ, β) over the spatial axes."""
     root, factor = plain_root(site)
     _same_precision(site)
+    _has_instance_norm(site, target)
     _need(root.centred and root.groups is None and site.rank > 2, "it is no InstanceNorm")
     _need(root.axes == tuple(range(2, site.rank)), "its axes are not the spatial ones")
     _not_by_layer_norm(site)
@@ -171,6 +182,7 @@ def by_instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Val
     """Reshape (N, G, −1) → InstanceNormalization(1, 0) → Reshape → γ, β."""
     root, factor = plain_root(site)
     _same_precision(site)
+    _has_instance_norm(site, target)
     _need(root.centred, "it subtracts no mean")
     _need(site.dtype in _ANY_FLOAT[:3], "its dtype")
     _not_by_layer_norm(site)
@@ -272,6 +284,10 @@ def local_response(site: NormSite, emitter: Emitter, target: Target) -> ir.Value
     _need(found.channel == 1, "its window is not one of channels")
     _need(site.rank == 4, "LRN runs on four dimensions")
     _need(found.dtype in (None, site.dtype), "its statistics are of another dtype")
+    _need(found.place == "inside" and found.order == 2, "it is no LRN")
+    _need(found.alpha > 0.0 and found.exponent > 0.0, "LRN takes α and β above 0 only")
+    keeps = target.provider != "portable" or "LRN" in site.operators or found.alpha <= _SMALL_ALPHA * found.epsilon
+    _need(keeps, "ONNX Runtime adds and subtracts squares as the window moves, which loses accuracy for large α / k")
     size = before + after + 1
     value = emitter.op(
         "LRN", site.data, dims=site.dims, size=size, alpha=found.alpha, beta=found.exponent, bias=found.epsilon

@@ -19,10 +19,7 @@ from normfuse.passes.opset_mendings import MENDINGS, Places
 from normfuse.passes.rule import Rule
 from normfuse.passes.weights import Weights, constant_tensor, is_function_body, mark_functions
 from normfuse.report import Change
-from normfuse.target import Target
-
-CUDA_OPSET = 21
-"""ONNX Runtime has InstanceNormalization and MaxPool on CUDA up to this opset; above it they run on the CPU."""
+from normfuse.target import CUDA_OPSET, Target
 
 _SHOWN = 4096
 """Constants of up to this many elements are shown to the converter; of others it sees the shape."""

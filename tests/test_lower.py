@@ -2,22 +2,18 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 import normfuse
 from normfuse.passes.lowerings import LOWERINGS
-from normfuse.pipeline import Result
 from normfuse.target import Target
+from tests import lowered_elsewhere
+from tests.lowered import CENTRED, EPSILON, RMS, E, Lowered, centred, image, refusal_of, rows
 from tests.parity import build, ops, reasons_of, rules_of
 
-RMS = "q = Mul(x, x) m = ReduceMean<axes=[-1]>(q) a = Add(m, e) r = Sqrt(a) i = Reciprocal(r) n = Mul(x, i)"
-CENTRED = "m = ReduceMean<axes={axes}>(x) d = Sub(x, m) q = Mul(d, d) v = ReduceMean<axes={axes}>(q)"
-EPSILON = np.float32(1e-5)
 GROUPS = "r = Reshape(x, s) n = InstanceNormalization(r, one, zero) b = Reshape(n, t) g = Mul(b, w) y = Add(g, c)"
 GROUP_WEIGHTS: dict[str, Any] = {
     "s": np.array([0, 2, -1]),
@@ -44,40 +40,6 @@ WINDOW_WEIGHTS: dict[str, Any] = {
     "beta": np.float32(0.75),
 }
 
-
-@dataclass(frozen=True)
-class Lowered:
-    """A model, where it runs, and what it becomes."""
-
-    rule: str
-    text: str
-    expected: str
-    provider: Any = "cpu"
-    threads: int = 1
-    opset: int = 17
-    weights: dict[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return f"{self.rule}: {self.provider} {self.threads} opset {self.opset} {self.text[-48:]}"
-
-    def run(self) -> tuple[onnx.ModelProto, Result]:
-        model = build(self.text, opset=self.opset, **self.weights)
-        return model, normfuse.optimize(model, Target(self.provider, self.threads), verify=True)
-
-
-def image(body: str) -> str:
-    return f"(float[2,6,4,4] x) => (float[2,6,4,4] y) {{ {body} }}"
-
-
-def rows(body: str) -> str:
-    return f"(float[2,5,16] x) => (float[2,5,16] y) {{ {body} }}"
-
-
-def centred(axes: str, tail: str = "y = Div(d, r)") -> str:
-    return f"{CENTRED.format(axes=axes)} a = Add(v, e) r = Sqrt(a) {tail}"
-
-
-E: dict[str, Any] = {"e": EPSILON}
 AFFINE_ROWS = "n = Div(d, r) g = Mul(n, w) y = Add(g, c)"
 SPELLED_ROWS = rows(centred("[-1]", AFFINE_ROWS))
 GIVEN_ROWS = SPELLED_ROWS.replace("x)", "x, float[16] w, float[16] c)", 1)
@@ -199,6 +161,7 @@ APPLIES = (
         "Add Div Mul ReduceMean ReduceMean Sqrt Sub",
         weights=E,
     ),
+    *lowered_elsewhere.APPLIES,
 )
 
 REFUSES = (
@@ -231,6 +194,7 @@ REFUSES = (
     ),
     Lowered("lp-norm", rows("n = ReduceL2<axes=[-1]>(x) y = Div(x, n)"), "makes zeros of a row of zeros", weights=E),
     Lowered("two-pass", image(centred("[1,3]")), "its variance is computed in two passes already", weights=E),
+    *lowered_elsewhere.REFUSES,
 )
 
 
@@ -253,32 +217,7 @@ def test_it_refuses(item: Lowered) -> None:
     if item.rule in {refusal.reason.split(":")[0] for refusal in result.report.refusals}:
         assert f"{item.rule}: {item.expected}" in reasons_of(result)
     else:
-        laws = {row.name: row for row in LOWERINGS}
-        assert item.expected in _reason(laws[item.rule], model, item)
-
-
-def _reason(row: Any, model: onnx.ModelProto, item: Lowered) -> str:
-    """Why a row does not serve the normalization of a model, asked directly: another row was taken."""
-    from normfuse.model import load
-    from normfuse.passes.access import RefusedError
-    from normfuse.passes.emitter import Emitter
-    from normfuse.passes.lift import LiftPass
-    from normfuse.passes.lowering import site_of
-    from normfuse.passes.norms import read_norm
-    from normfuse.passes.prepare import PreparePass
-    from normfuse.passes.weights import Weights
-
-    loaded = load(model)
-    PreparePass(None, ())(loaded)
-    LiftPass()(loaded)
-    weights = Weights(loaded)
-    for node in loaded.graph:
-        norm = read_norm(node, weights)
-        if norm is not None:
-            with pytest.raises(RefusedError) as refused:
-                row.law(site_of(norm, weights), Emitter(weights, "y"), Target(item.provider, item.threads))
-            return str(refused.value)
-    raise AssertionError("no normalization was found")
+        assert item.expected in refusal_of(item.rule, model, Target(item.provider, item.threads))
 
 
 def test_every_row_is_tested() -> None:

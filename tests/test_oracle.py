@@ -212,6 +212,34 @@ def test_rms_and_skip_normalizations() -> None:
     agree(model, 5e-6, x=draw((2, 3, 8)), k=draw((2, 3, 8), 1), s=draw((8,), 2), b=draw((8,), 3))
 
 
+def test_fused_group_norms() -> None:
+    """Against GroupNormalization with the channels moved, and the SiLU and the sum written out."""
+    model = parse(
+        "g (float[2,3,4,8] x, float[2,8] k, float[8] s, float[8] b) => (float y, float z, float w, float t)"
+        " { y = com.microsoft.GroupNorm <groups = 2, activation = 1, epsilon = 0.01> (x, s, b)\n"
+        "   z = com.microsoft.GroupNorm <groups = 4, activation = 0, channels_last = 0> (m, s, b)\n"
+        "   m = Transpose <perm = [0, 3, 1, 2]> (x)\n"
+        "   w, t = com.microsoft.SkipGroupNorm <groups = 2, activation = 0> (x, s, b, k) }",
+        21,
+    )
+    plain = parse(
+        "g (float[2,3,4,8] x, float[2,8] k, float[8] s, float[8] b, int64[4] to) =>"
+        " (float y, float z, float w, float t)"
+        " { m = Transpose <perm = [0, 3, 1, 2]> (x)\n"
+        "   n = GroupNormalization <num_groups = 2, epsilon = 0.01> (m, s, b)\n"
+        "   g = Sigmoid (n) a = Mul (n, g) y = Transpose <perm = [0, 2, 3, 1]> (a)\n"
+        "   z = GroupNormalization <num_groups = 4> (m, s, b)\n"
+        "   r = Reshape (k, to) t = Add (x, r) u = Transpose <perm = [0, 3, 1, 2]> (t)\n"
+        "   v = GroupNormalization <num_groups = 2> (u, s, b) w = Transpose <perm = [0, 2, 3, 1]> (v) }",
+        21,
+    )
+    inputs = {"x": draw((2, 3, 4, 8)), "k": draw((2, 8), 1), "s": draw((8,), 2), "b": draw((8,), 3)}
+    model.graph.sort()
+    ours, theirs = Oracle(model).run(inputs), Oracle(plain).run(inputs | {"to": np.array([2, 1, 1, 8])})
+    for name, wanted in theirs.items():
+        np.testing.assert_allclose(ours[name], wanted, rtol=1e-12, atol=1e-12, err_msg=name)
+
+
 def test_fused_operators() -> None:
     model = parse(
         "g (float[1,2,5,5] x, float[3,2,3,3] w, float[3] b, float[4,6] a, float[5,6] c, float[6] d) =>"
@@ -327,4 +355,5 @@ def test_every_kernel_replaces_an_operator_that_someone_defines() -> None:
         (kernel.domain, kernel.op_name) for kernel in onnxruntime.capi.onnxruntime_pybind11_state.get_all_opkernel_def()
     }
     without_kernel = {("", "GroupNormalization"), ("", "HardSwish"), ("", "Mish"), ("", "SkipLayerNormalization")}
+    without_kernel |= {("com.microsoft", "GroupNorm"), ("com.microsoft", "SkipGroupNorm")}  # they are for CUDA
     assert set(KERNELS) - {("" if domain == "ai.onnx" else domain, name) for domain, name in defined} <= without_kernel

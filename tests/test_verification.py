@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
 import normfuse.judging
 from normfuse.errors import ParityError, TargetError
 from normfuse.oracle import Oracle
+from normfuse.runtime import has_provider
 from normfuse.verification import Parity, require, verify
+from tests.parity import build
 
 Array = np.ndarray[Any, Any]
 
@@ -323,3 +326,47 @@ def test_require_raises_the_reason() -> None:
     with pytest.raises(ParityError, match="the outputs are swapped"):
         require(parity)
     require(Parity(True, 1.0, ()))
+
+
+CHANNELS_LAST = "y = com.microsoft.GroupNorm <groups = 2, activation = 0> (x, w, w)"
+PLAIN = (
+    "m = Transpose <perm = [0, 3, 1, 2]> (x) n = GroupNormalization <num_groups = 2> (m, w, w)"
+    " y = Transpose <perm = [0, 2, 3, 1]> (n)"
+)
+
+
+def group_norm(body: str) -> onnx.ModelProto:
+    return build(
+        f"(float[2,3,3,8] x) => (float[2,3,3,8] y) {{ {body} }}", opset=21, imports={"com.microsoft": 1}, w=(8,)
+    )
+
+
+@pytest.mark.skipif(has_provider("cuda"), reason="for machines without CUDA")
+class TestStandIn:
+    def test_the_cpu_stands_in_for_cuda(self) -> None:
+        parity = verify(layer_norm(), fused_layer_norm(), seeds=1, provider="cuda", stand_in=True)
+        assert parity.passed
+        assert "not run on CUDA: ONNX Runtime does not have it here; run on the CPU" in parity.notes
+        assert {output.level for output in parity.outputs} == {"disabled", "enabled"}
+
+    def test_the_evaluator_stands_in_for_operators_that_the_cpu_has_not(self) -> None:
+        parity = verify(group_norm(PLAIN), group_norm(CHANNELS_LAST), seeds=1, provider="cuda", stand_in=True)
+        assert parity.passed, parity.reason
+        assert "judged by the reference evaluator in the types of the model" in parity.notes[0]
+        assert {output.level for output in parity.outputs} == {"disabled"}
+        assert all(output.dtype == "float32" and output.candidate > 1e-9 for output in parity.outputs)
+
+    def test_the_evaluator_finds_what_is_wrong(self) -> None:
+        wrong = group_norm(CHANNELS_LAST.replace("groups = 2", "groups = 4"))
+        assert not verify(group_norm(PLAIN), wrong, seeds=1, provider="cuda", stand_in=True).passed
+
+    def test_nothing_stands_in_where_nobody_asks(self) -> None:
+        with pytest.raises(TargetError, match="no CUDAExecutionProvider here"):
+            verify(layer_norm(), fused_layer_norm(), seeds=1, provider="cuda")
+        with pytest.raises(TargetError, match="cannot load it"):
+            verify(group_norm(PLAIN), group_norm(CHANNELS_LAST), seeds=1)
+
+    def test_what_nothing_can_run_is_said(self) -> None:
+        unheard = group_norm("y = com.microsoft.Unheard (x, w)")
+        with pytest.raises(TargetError, match="prove it where its provider is, or leave the proof out"):
+            verify(group_norm(PLAIN), unheard, seeds=1, provider="cuda", stand_in=True)
