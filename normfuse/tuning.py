@@ -38,8 +38,8 @@ BUDGET = 20.0
 GAIN = 0.97
 """A form must take at most this part of the time of the table's choice, in three rounds of four, to replace it."""
 
-_ROUNDS = 15
-_SITE_SECONDS = 2.0
+_ROUNDS = 11
+_SITE_SECONDS = 1.2
 _PROOF_SECONDS = 3.0
 
 Shapes = Mapping[str, Sequence[int]]
