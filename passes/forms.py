@@ -11,7 +11,7 @@ from normfuse.passes.emitter import Emitter
 from normfuse.passes.excerpt import excerpt
 from normfuse.passes.likeness import attributes
 from normfuse.passes.lower import replace, restore
-from normfuse.passes.lowering import Lowering, NormSite, site_of
+from normfuse.passes.lowering import Lowering, NormSite, grows, site_of
 from normfuse.passes.norms import read_norm
 from normfuse.passes.weights import Weights, constant_tensor
 from normfuse.target import Target
@@ -33,12 +33,13 @@ class Forms:
 
 
 def fits(row: Lowering, site: NormSite, target: Target) -> bool:
-    """Whether the law of a row does not refuse a site."""
+    """Whether a row could be taken for a site."""
+    emitter = Emitter(site.weights, str(site.output.name))
     try:
-        row.law(site, Emitter(site.weights, str(site.output.name)), target)
+        row.law(site, emitter, target)
     except RefusedError:
         return False
-    return True
+    return not grows(site, emitter, target)
 
 
 def forms_of(model: ir.Model, site: NormSite, rows: Sequence[Lowering], target: Target) -> Forms:

@@ -8,7 +8,7 @@ from normfuse.passes.access import RefusedError, title
 from normfuse.passes.emitter import Emitter
 from normfuse.passes.lifted import DOMAIN, forget, inline, lifted, tidy
 from normfuse.passes.likeness import Likeness
-from normfuse.passes.lowering import Chooser, Lowering, NormSite, by_table, site_of
+from normfuse.passes.lowering import Chooser, Lowering, NormSite, by_table, grows, site_of
 from normfuse.passes.lowerings import LOWERINGS
 from normfuse.passes.norms import read_norm
 from normfuse.passes.weights import Weights
@@ -73,7 +73,7 @@ class LowerPass(ir.passes.InPlacePass):
                 continue
             if not emitter.nodes or Likeness(model).alike(result, site.output):
                 return
-            if self._target.provider == "portable" and len(emitter.nodes) > len(site.names):
+            if grows(site, emitter, self._target):
                 reasons.append(f"{row.name}: it would take {len(emitter.nodes)} nodes, not {len(site.names)}")
                 continue
             self._commit(model, row, site, emitter, result, choice.remark)

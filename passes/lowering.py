@@ -140,6 +140,11 @@ class Choice:
     remark: str = ""
 
 
+def grows(site: NormSite, emitter: Emitter, target: Target) -> bool:
+    """Whether a portable model would get more nodes than it has: they may cost more in a runtime that is not known."""
+    return target.provider == "portable" and len(emitter.nodes) > len(site.names)
+
+
 Chooser = Callable[[ir.Model, NormSite, Sequence[Lowering], Target], Choice]
 """Chooses among the rows for a target; it must not change the model."""
 
