@@ -49,7 +49,7 @@ def export(
     try:
         with _quiet():
             return write(entry, names, opset, dynamic_batch, keep_bn)
-    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+    except (AssertionError, RuntimeError, torch.onnx.errors.OnnxExporterError) as error:  # torch asserts, too
         raise ExportError(f"{exporter} cannot export {entry.name}: {str(error).splitlines()[0]}") from error
 
 

@@ -6,7 +6,7 @@ C and L, and where N = C no shape tells. `Alignment` follows every dimension thr
 
 import onnx_ir as ir
 
-from normfuse.passes.access import Dim, RefusedError, attribute, dims, known_dims, operator
+from normfuse.passes.access import Dim, RefusedError, attribute, dims, known_dims, only_reader, operator
 from normfuse.passes.views import plain, reduced_axes, widened
 from normfuse.passes.weights import Weights
 
@@ -17,6 +17,10 @@ _ALIKE = frozenset({"Abs", "Cast", "Clip", "Dropout", "Identity", "Neg", "Pow", 
 _BROADCAST = frozenset({"Add", "Div", "Max", "Min", "Mul", "Sub", "Sum"})
 _REDUCTIONS = frozenset({"ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"})
 
+_LAYOUT = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_CHAIN = 4
+"""So many nodes that lay data out anew are looked through at most."""
+
 _MISPLACED = "its statistics do not stand along the axes that they are taken over"
 
 
@@ -25,13 +29,14 @@ class Alignment:
 
     Attributes:
         dims: the dimensions of the data.
-        extents: for each reduction on the way, the axes of the data that it extends over.
+        extents: for the result of each reduction on the way, the axes of the data that it extends over; one that is
+            reduced further is not among them.
     """
 
     def __init__(self, data: ir.Value, weights: Weights) -> None:
         """Starts from the data."""
         self.dims = known_dims(data)
-        self.extents: list[tuple[int, ...]] = []
+        self.extents: dict[ir.Value, set[int]] = {}
         self._weights = weights
         self._root = widened(data)
         self._identity: Place = tuple((axis,) for axis in range(len(self.dims)))
@@ -69,7 +74,7 @@ class Alignment:
             if size != self.dims[position] or size is None:
                 raise RefusedError("it broadcasts the data to other dimensions")
         long = {axis for axis, size in enumerate(self.dims) if size != 1}
-        if any(set(extent) & long != set(axes) & long for extent in self.extents):
+        if any(extent & long != set(axes) & long for extent in self.extents.values()):
             raise RefusedError("its mean and its variance extend over different axes")
 
     def _place(self, value: ir.Value) -> Place | None:
@@ -88,8 +93,7 @@ class Alignment:
         if name in _REDUCTIONS or name == "GlobalAveragePool":
             return self._reduced(node, inner)
         if name == "Transpose":
-            order = attribute(node, "perm", list(range(len(inner)))[::-1])
-            return None if data in self._spread else tuple(inner[axis] for axis in order)
+            return None if data in self._spread else _turned(node, inner)
         if name in ("Expand", "Flatten", "Reshape", "Squeeze", "Unsqueeze"):
             return self._moved(node, value, data, inner)
         return None
@@ -110,7 +114,11 @@ class Alignment:
             axes, keepdims = reduced_axes(node, rank, self._weights), bool(attribute(node, "keepdims", 1))
         if axes is None:
             raise RefusedError("the axes of its statistics are not known")
-        self.extents.append(tuple(sorted(one for axis in axes for one in inner[axis])))
+        data = node.inputs[0]
+        assert data is not None
+        inside = plain(data)
+        earlier = self.extents.pop(inside, set()) if only_reader(inside) is not None else set()
+        self.extents[node.outputs[0]] = {one for axis in axes for one in inner[axis]} | earlier
         return tuple(() if axis in axes else own for axis, own in enumerate(inner) if keepdims or axis not in axes)
 
     def _broadcast(self, value: ir.Value, operands: list[ir.Value]) -> Place | None:
@@ -203,23 +211,34 @@ def relaid(place: Place, before: list[Dim], after: list[Dim]) -> Place:
     return tuple(result)
 
 
-def through_reshape(axes: tuple[int, ...], there: ir.Value, here: ir.Value) -> tuple[int, ...] | None:
-    """The axes of `here` that are the same positions as some axes of `there`, a Reshape of it.
+def through_layout(axes: tuple[int, ...], there: ir.Value, here: ir.Value) -> tuple[int, ...] | None:
+    """The axes of `here` that are the same positions as some axes of `there`, a Reshape or Transpose of it.
 
-    None where it is no such Reshape, or an axis of `here` is cut by it.
+    None where it is no such value, or an axis of `here` is cut on the way.
     """
-    if plain(there) is plain(here):
-        return axes
-    node = plain(there).producer()
-    if node is None or operator(node) not in ("Flatten", "Reshape", "Squeeze", "Unsqueeze") or node.inputs[0] is None:
-        return None
-    if plain(node.inputs[0]) is not plain(here):
-        return None
-    inner, outer = dims(there), dims(here)
-    if inner is None or outer is None:
-        return None
-    try:
-        place = relaid(tuple((axis,) for axis in range(len(outer))), outer, inner)
-    except RefusedError:
-        return None
+    chain: list[ir.Node] = []
+    value, origin = plain(there), plain(here)
+    while value is not origin:
+        node = value.producer()
+        if node is None or operator(node) not in _LAYOUT or node.inputs[0] is None or len(chain) == _CHAIN:
+            return None
+        chain.append(node)
+        value = plain(node.inputs[0])
+    sizes = dims(here)
+    if not chain or sizes is None:
+        return None if chain else axes
+    place: Place = tuple((axis,) for axis in range(len(sizes)))
+    for node in reversed(chain):
+        before, after = dims(node.inputs[0]), dims(node.outputs[0])
+        if before is None or after is None:
+            return None
+        try:
+            place = _turned(node, place) if node.op_type == "Transpose" else relaid(place, before, after)
+        except RefusedError:
+            return None
     return tuple(sorted({one for axis in axes for one in place[axis]})) or None
+
+
+def _turned(node: ir.Node, place: Place) -> Place:
+    order = attribute(node, "perm", list(range(len(place)))[::-1])
+    return tuple(place[axis] for axis in order)

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from normfuse.passes.access import is_symbol
+from normfuse.passes.dimensions import name_dimensions
 
 _SMALL = 64
 """Integer constants of up to this many elements go into the outline: they may be shapes."""
@@ -36,6 +37,7 @@ def infer_shapes(model: ir.Model) -> None:
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return
     _take_over([node for node in model.graph if _is_inferable(model, node)], model.graph, inferred.graph)
+    name_dimensions(model)
 
 
 def _outline(model: ir.Model) -> onnx.ModelProto:

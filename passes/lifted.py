@@ -4,7 +4,7 @@ Lifting changes no number: each intermediate model runs, and `inline` puts the n
 computes is written in its metadata: a `Standardize`, or an activation.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -93,18 +93,43 @@ def members(output: ir.Value, inputs: Iterable[ir.Value], limit: int = 64) -> tu
         for graph_node in (node, *_inner(node)):
             pending.extend(one for one in graph_node.inputs if one is not None)
     graph = next(iter(found)).graph if found else None
+    if any(node.graph is not graph for node in found):
+        raise RefusedError("its nodes stand in more than one graph")
+    while (shared := next(_shared(output, found), None)) is not None:
+        node, reason = shared
+        outside = _computed_of_shapes(node, found)
+        if outside is None:
+            raise RefusedError(reason)
+        for one in outside:
+            del found[one]
+    return tuple(sorted(found, key=_positions(graph, found).__getitem__))
+
+
+def _shared(output: ir.Value, found: Mapping[ir.Node, None]) -> Iterator[tuple[ir.Node, str]]:
+    """The nodes whose results others see, too, and who does."""
     for node in found:
-        if node.graph is not graph:
-            raise RefusedError("its nodes stand in more than one graph")
         for value in node.outputs:
             if value is output:
                 continue
             if value.is_graph_output():
-                raise RefusedError(f"{value.name!r} is an output of the graph")
+                yield node, f"{value.name!r} is an output of the graph"
             for use in value.uses():
                 if use.node not in found and not any(use.node in _inner(one) for one in found):
-                    raise RefusedError(f"{value.name!r} is also read by {use.node.op_type} {use.node.name!r}")
-    return tuple(sorted(found, key=_positions(graph, found).__getitem__))
+                    yield node, f"{value.name!r} is also read by {use.node.op_type} {use.node.name!r}"
+
+
+def _computed_of_shapes(node: ir.Node, found: Mapping[ir.Node, None]) -> set[ir.Node] | None:
+    """A node and all that it is computed of, where these are integers, as sizes are: they can stay outside."""
+    taken, pending = set[ir.Node](), [node]
+    while pending:
+        one = pending.pop()
+        if one in taken or one not in found:
+            continue
+        if any(value.dtype not in (ir.DataType.INT64, ir.DataType.INT32) for value in one.outputs):
+            return None
+        taken.add(one)
+        pending.extend(before for value in one.inputs if value is not None and (before := value.producer()) is not None)
+    return taken
 
 
 def _positions(graph: ir.Graph | ir.Function | None, nodes: Iterable[ir.Node]) -> dict[ir.Node, int]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from normfuse.passes.access import RefusedError, operator
+from normfuse.passes.branches import known_branches
 from normfuse.passes.inference import infer_shapes
 from normfuse.passes.moves import MOVES
 from normfuse.passes.rule import Rule
@@ -104,6 +105,7 @@ class PreparePass(ir.passes.InPlacePass):
         super().__init__()
         self._freeze = False if "freeze" in ignore else freeze
         self._constants, self._shapes = "constant" not in ignore, "known-shape" not in ignore
+        self._branches = "known-branch" not in ignore
         self.changes: list[Change] = []
         self.refusals: list[Refusal] = []
 
@@ -117,13 +119,14 @@ class PreparePass(ir.passes.InPlacePass):
                 if operator(node) == "CastLike":
                     _state_dtype(node)
         changed = self._constants and self.fold_constants(model)
+        changed |= self._branches and self.take_branches(model)
         for _ in range(_ROUNDS):
             if not (self._shapes and self.fold_shapes(model)) and not changed:
                 break
             if self._constants:
                 self.fold_constants(model)
+            changed = self._branches and self.take_branches(model)
             infer_shapes(model)
-            changed = False
         return ir.passes.PassResult(model, bool(self.changes))
 
     def freeze_inputs(self, model: ir.Model) -> None:
@@ -170,6 +173,13 @@ class PreparePass(ir.passes.InPlacePass):
                 self.changes.append(Change("known-shape", (node.name or node.op_type,), (), f"reshapes to {shape}"))
             changed = True
         return changed
+
+    def take_branches(self, model: ir.Model) -> bool:
+        """If(true, A, B) = A: branches that are always taken take the place of their If."""
+        names = known_branches(model)
+        for name in names:
+            self.changes.append(Change("known-branch", (name,), (), "its condition is always the same"))
+        return bool(names)
 
     def _evaluate(self, model: ir.Model, graph: ir.Graph, nodes: list[ir.Node]) -> bool:
         """Replaces nodes by the constants that they compute; those that only move elements need no evaluator."""
@@ -390,4 +400,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("constant", "prepare", (), None, PreparePass.fold_constants, "what depends on weights alone never changes"),
     Rule("known-shape", "prepare", (), None, PreparePass.fold_shapes, "a dimension that is known is a constant"),
+    Rule(
+        "known-branch",
+        "prepare",
+        (),
+        None,
+        PreparePass.take_branches,
+        "an If whose condition never changes is the branch that it takes",
+    ),
 )

@@ -4,7 +4,7 @@ A law takes the node and the constants of the model, and returns a `Found`, or N
 raises `RefusedError` for what comes close and must be left alone.
 """
 
-from normfuse.passes import activations, moments, surroundings
+from normfuse.passes import activations, quotients, surroundings
 from normfuse.passes.rule import Rule
 
 FORMS: tuple[Rule, ...] = (
@@ -21,7 +21,7 @@ FORMS: tuple[Rule, ...] = (
         "lift",
         ("Div", "Mul"),
         None,
-        moments.quotient,
+        quotients.quotient,
         "what is divided by a root of its own mean square is a normalization, however it is spelled",
     ),
     Rule(
@@ -29,7 +29,7 @@ FORMS: tuple[Rule, ...] = (
         "lift",
         ("Add", "Sub", "Sum"),
         None,
-        moments.combination,
+        quotients.combination,
         "x · k + (β − E[x] · k) is γ · (x − E[x]) / √(Var[x] + ε) + β, multiplied out",
     ),
     Rule(
@@ -37,7 +37,7 @@ FORMS: tuple[Rule, ...] = (
         "lift",
         ("BatchNormalization",),
         None,
-        moments.batch_statistics,
+        quotients.batch_statistics,
         "a BatchNormalization that is given the mean and variance of its input normalizes by them",
     ),
 )

@@ -17,6 +17,10 @@ from normfuse.affine import Affine, Float64
 from normfuse.passes.access import Dim, RefusedError
 
 
+TIMES = "·"
+"""Joins the factors in the name of a dimension that is a product of others; exporters use other signs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Extent:
     """A product of dimensions: a number times symbols."""
@@ -29,8 +33,18 @@ class Extent:
         """The product of dimensions, None where one of them is not known."""
         if any(dim is None for dim in dims):
             return None
-        symbols = Counter(dim for dim in dims if isinstance(dim, str))
-        return cls(math.prod(dim for dim in dims if isinstance(dim, int)), tuple(sorted(symbols.items())))
+        factors = [factor for dim in dims for factor in (dim.split(TIMES) if isinstance(dim, str) else [dim])]
+        numbers = [int(factor) for factor in factors if isinstance(factor, int) or factor.isdecimal()]
+        symbols = Counter(factor for factor in factors if isinstance(factor, str) and not factor.isdecimal())
+        return cls(math.prod(numbers), tuple(sorted(symbols.items())))
+
+    @property
+    def dim(self) -> Dim:
+        """It as one dimension: a size, a symbol, or a product such as `2·batch·height`."""
+        symbols = [symbol for symbol, power in self.symbols for _ in range(power)]
+        if not symbols:
+            return self.number
+        return TIMES.join([*([str(self.number)] if self.number != 1 else []), *symbols])
 
 
 def _ratio(above: Extent | None, below: Extent | None) -> Fraction | None:

@@ -19,7 +19,7 @@ MOVERS = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 """Operators that keep the elements in their order and give them other dimensions."""
 
 _DEPTH = 12
-_ONE = Extent(1, ())
+ONE = Extent(1, ())
 _KEEPERS = frozenset({"InstanceNormalization", "LayerNormalization"})
 """Operators whose first input has the dimensions of the result; lifted calls are such, too."""
 
@@ -50,8 +50,14 @@ def stated(value: ir.Value) -> Sizes | None:
     found = dims(value)
     if found is None:
         return None
-    sizes = (f"{value.name}[{axis}]" if size is None else size for axis, size in enumerate(found))
-    return tuple(Extent(size, ()) if isinstance(size, int) else Extent(1, ((size, 1),)) for size in sizes)
+    return tuple(extent(f"{value.name}[{axis}]" if size is None else size) for axis, size in enumerate(found))
+
+
+def extent(dim: int | str) -> Extent:
+    """One dimension."""
+    found = Extent.of([dim])
+    assert found is not None
+    return found
 
 
 def sizes_of(value: ir.Value, weights: Weights, depth: int = _DEPTH) -> Sizes | None:
@@ -71,11 +77,11 @@ def sizes_of(value: ir.Value, weights: Weights, depth: int = _DEPTH) -> Sizes | 
     inner = None if data is None else sizes_of(data, weights, depth - 1)
     if inner is None:
         return stated(value)
-    moved = _moved(node, inner, weights)
-    return stated(value) if moved is None else moved
+    outer = moved(node, inner, weights)
+    return stated(value) if outer is None else outer
 
 
-def _moved(node: ir.Node, inner: Sizes, weights: Weights) -> Sizes | None:
+def moved(node: ir.Node, inner: Sizes, weights: Weights) -> Sizes | None:
     """The dimensions behind a node that keeps the order of the elements."""
     if operator(node) == "Reshape":
         return _reshaped(node, inner, weights)
@@ -93,14 +99,12 @@ def _moved(node: ir.Node, inner: Sizes, weights: Weights) -> Sizes | None:
         return tuple(size for axis, size in enumerate(inner) if axis not in gone)
     rank = len(inner) + len(axes)
     new, rest = {axis % rank for axis in axes}, iter(inner)
-    return tuple(_ONE if axis in new else next(rest) for axis in range(rank))
+    return tuple(ONE if axis in new else next(rest) for axis in range(rank))
 
 
 def _reshaped(node: ir.Node, inner: Sizes, weights: Weights) -> Sizes | None:
-    if attribute(node, "allowzero", 0) or len(node.inputs) < 2 or node.inputs[1] is None:
-        return None
-    wanted = integers_of(node.inputs[1], weights)
-    if wanted is None:
+    wanted = integers_of(node.inputs[1], weights) if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if wanted is None or (attribute(node, "allowzero", 0) and Extent(0, ()) in wanted):
         return None
     result: list[Extent] = []
     open_place: int | None = None
@@ -114,7 +118,7 @@ def _reshaped(node: ir.Node, inner: Sizes, weights: Weights) -> Sizes | None:
         elif size == Extent(-1, ()):
             if open_place is not None:
                 return None
-            open_place, size = place, _ONE
+            open_place, size = place, ONE
         result.append(size)
     whole, told = times(*inner), times(*result)
     if open_place is None:
@@ -156,6 +160,9 @@ def _computed(
         case "Shape":
             sizes = sizes_of(operands[0], weights)
             return None if sizes is None else list(sizes[attribute(node, "start", 0) : attribute(node, "end")])
+        case "Size":
+            sizes = sizes_of(operands[0], weights)
+            return None if sizes is None else [times(*sizes)]
         case "Gather" if attribute(node, "axis", 0) == 0:
             data, places = read(0), weights.integers(operands[1])
             if places is None or any(not -len(data) <= place < len(data) for place in places):
@@ -173,6 +180,21 @@ def _computed(
             return [size for index in range(len(operands)) for size in read(index)]
         case "Cast" if attribute(node, "to") in (ir.DataType.INT32, ir.DataType.INT64):
             return read(0)
+        case "ReduceProd":
+            factors = [size for size in read(0) if size is not None]
+            return [times(*factors)] if len(factors) == len(read(0)) else None
+        case "Equal":
+            one, other = _as_long(read(0), read(1))
+            return [_equal(first, second) for first, second in zip(one, other, strict=True)]
+        case "Where":
+            chosen, (one, other) = read(0), _as_long(read(1), read(2))
+            if len(chosen) != len(one):
+                return None
+            known = (
+                None if flag is None else (second, first)[flag.number]
+                for flag, first, second in zip(chosen, one, other, strict=True)
+            )
+            return list(known)
         case "Squeeze" | "Unsqueeze":
             return read(0)
         case "Reshape" if len(read(0)) == 1:
@@ -188,6 +210,23 @@ def _computed(
             return None
 
 
+def _as_long(one: list[Extent | None], other: list[Extent | None]) -> tuple[list[Extent | None], list[Extent | None]]:
+    """Two vectors broadcast to one length."""
+    length = max(len(one), len(other))
+    if {len(one), len(other)} - {1, length}:
+        raise RefusedError("two vectors of different lengths")
+    return one * (length // len(one)), other * (length // len(other))
+
+
+def _equal(one: Extent | None, other: Extent | None) -> Extent | None:
+    """1 or 0; None where it depends. No dimension is negative."""
+    if one is None or other is None:
+        return None
+    if one == other or not (one.symbols or other.symbols):
+        return Extent(int(one == other), ())
+    return Extent(0, ()) if min(one.number, other.number) < 0 else None
+
+
 Pieces = list[tuple[int, int, Extent]]
 """Runs of elements: the axis that each is a part of before and after a Reshape, and its length."""
 
@@ -199,8 +238,8 @@ def pieces(before: Sizes, after: Sizes) -> Pieces:
         RefusedError: the layouts cut the elements at places of which neither divides the other.
     """
     result: Pieces = []
-    old = [(axis, size) for axis, size in enumerate(before) if size != _ONE]
-    new = [(axis, size) for axis, size in enumerate(after) if size != _ONE]
+    old = [(axis, size) for axis, size in enumerate(before) if size != ONE]
+    new = [(axis, size) for axis, size in enumerate(after) if size != ONE]
     while old and new:
         (one, size), (other, wanted) = old.pop(0), new.pop(0)
         less, more = divided(wanted, size), divided(size, wanted)
@@ -208,7 +247,7 @@ def pieces(before: Sizes, after: Sizes) -> Pieces:
             raise RefusedError("the Reshape in front of it cuts and joins dimensions in a way that is not known")
         if less is not None:
             result.append((one, other, size))
-            if less != _ONE:
+            if less != ONE:
                 new.insert(0, (other, less))
         else:
             assert more is not None
