@@ -360,7 +360,7 @@ def _entry(
 
 _LAST, _RMS = (2,), Standardize.rms_norm((2,), 1e-6)
 _HALF = replace(_RMS, dtype=ir.DataType.FLOAT)
-_HEADS = Standardize(_LAST, 1e-6, centred=False, groups=4, channel=2)
+_HEADS = Standardize.rms_norm((3,), 1e-6)  # of (N, T, heads, width)
 _IN, _GN = Standardize.instance_norm(4), Standardize.group_norm(4, 2)
 
 NORMALIZATIONS: tuple[Normalization, ...] = (
@@ -368,7 +368,13 @@ NORMALIZATIONS: tuple[Normalization, ...] = (
     _image("batch-norm-of-the-batch", partial(nn.BatchNorm2d, 6, track_running_stats=False), Standardize.batch_norm(4)),
     _image("instance-norm", partial(nn.InstanceNorm2d, 6, affine=True), _IN),
     _image("instance-norm-plain", partial(nn.InstanceNorm2d, 6), _IN),
-    _entry("instance-norm-1d", partial(nn.InstanceNorm1d, 6, affine=True), Standardize.instance_norm(3), (_SIGNAL,), (_TIME,)),
+    _entry(
+        "instance-norm-1d",
+        partial(nn.InstanceNorm1d, 6, affine=True),
+        Standardize.instance_norm(3),
+        (_SIGNAL,),
+        (_TIME,),
+    ),
     _entry("instance-norm-3d", partial(nn.InstanceNorm3d, 6), Standardize.instance_norm(5), (_VOLUME,), (_VOXELS,)),
     _image("instance-norm-running", instance_norm_net, None, (2, 3, 8, 8)),
     _image("group-norm", partial(nn.GroupNorm, 2, 6), _GN),
@@ -381,9 +387,21 @@ NORMALIZATIONS: tuple[Normalization, ...] = (
     _image("group-norm-half", lambda: Half(nn.GroupNorm(2, 6)), _GN),
     _tokens("layer-norm", partial(nn.LayerNorm, 16), Standardize.layer_norm(_LAST)),
     _tokens("layer-norm-plain", partial(nn.LayerNorm, 16, elementwise_affine=False), Standardize.layer_norm(_LAST)),
-    _entry("layer-norm-of-the-image", partial(nn.LayerNorm, _IMAGE[1:]), Standardize.layer_norm((1, 2, 3)), (_IMAGE,), (_BATCH,)),
-    _entry("layer-norm-of-planes", partial(nn.LayerNorm, _IMAGE[2:]), Standardize.layer_norm((2, 3)), (_IMAGE,), (_BATCH,)),
-    _tokens("layer-norm-half", lambda: Half(nn.LayerNorm(16)), replace(Standardize.layer_norm(_LAST), dtype=ir.DataType.FLOAT)),
+    _entry(
+        "layer-norm-of-the-image",
+        partial(nn.LayerNorm, _IMAGE[1:]),
+        Standardize.layer_norm((1, 2, 3)),
+        (_IMAGE,),
+        (_BATCH,),
+    ),
+    _entry(
+        "layer-norm-of-planes", partial(nn.LayerNorm, _IMAGE[2:]), Standardize.layer_norm((2, 3)), (_IMAGE,), (_BATCH,)
+    ),
+    _tokens(
+        "layer-norm-half",
+        lambda: Half(nn.LayerNorm(16)),
+        replace(Standardize.layer_norm(_LAST), dtype=ir.DataType.FLOAT),
+    ),
     _tokens(
         "layer-norm-std",
         partial(StdLayerNorm, 16),
@@ -393,10 +411,18 @@ NORMALIZATIONS: tuple[Normalization, ...] = (
     _image("layer-norm-2d", partial(LayerNorm2d, 6, 2), Standardize.layer_norm((1,), 1e-6)),
     _image("layer-norm-turned", partial(TurnedLayerNorm, 6), Standardize.layer_norm((1,))),
     _image("instance-norm-var-mean", partial(VarMeanNorm, 6, (2, 3), 2), _IN),
-    _entry("global-layer-norm", partial(GlobalLayerNorm, 6), Standardize.layer_norm((1, 2), 1e-5), (_SIGNAL,), (_TIME,)),
-    _entry("global-layer-norm-twice", partial(GlobalLayerNorm, 6, 2), Standardize.layer_norm((1, 2), 1e-5), (_SIGNAL,), (_TIME,)),
+    _entry(
+        "global-layer-norm", partial(GlobalLayerNorm, 6), Standardize.layer_norm((1, 2), 1e-5), (_SIGNAL,), (_TIME,)
+    ),
+    _entry(
+        "global-layer-norm-twice",
+        partial(GlobalLayerNorm, 6, 2),
+        Standardize.layer_norm((1, 2), 1e-5),
+        (_SIGNAL,),
+        (_TIME,),
+    ),
     _entry("channel-layer-norm", partial(VarMeanNorm, 6, (1,), 1), Standardize.layer_norm((1,)), (_SIGNAL,), (_TIME,)),
-    _tokens("head-layer-norm", lambda: HeadNorm(nn.LayerNorm(4), 4), Standardize(_LAST, 1e-5, groups=4, channel=2)),
+    _tokens("head-layer-norm", lambda: HeadNorm(nn.LayerNorm(4), 4), Standardize.layer_norm((3,))),
     _tokens("head-rms-norm", lambda: HeadNorm(nn.RMSNorm(4, 1e-6), 4), _HEADS),
     _tokens("head-rms-norm-by-hand", lambda: HeadNorm(HuggingFaceRMSNorm(4), 4), _HEADS),
     _tokens("rms-norm", partial(nn.RMSNorm, 16, 1e-6), _RMS),
@@ -405,23 +431,55 @@ NORMALIZATIONS: tuple[Normalization, ...] = (
     _tokens("rms-norm-gemma", partial(GemmaNorm, 16), _RMS),
     _tokens("rms-norm-hugging-face-half", lambda: Half(HuggingFaceRMSNorm(16)), _HALF),
     _tokens("rms-norm-t5-half", lambda: Half(T5Norm(16)), _HALF),
-    _tokens("rms-norm-gemma-half", lambda: Half(GemmaNorm(16)), _HALF),
+    _tokens("rms-norm-gemma-half", lambda: Half(GemmaNorm(16)), _RMS),
     _image("pixel-norm", PixelNorm, Standardize.rms_norm((1,), 1e-5)),
     _tokens("scale-norm", partial(ScaleNorm, 16), Standardize.lp_norm(_LAST, 2, 1e-5)),
     _tokens("normalize", partial(Normalize, -1), Standardize.lp_norm(_LAST, 2, 1e-12)),
     _image("normalize-channels", partial(Normalize, 1), Standardize.lp_norm((1,), 2, 1e-12)),
     _image("normalize-absolute", partial(Normalize, 1, 1.0), Standardize.lp_norm((1,), 1, 1e-12)),
     _image("local-response", partial(nn.LocalResponseNorm, 5, alpha=0.3), Standardize.local_response(5, 0.3)),
-    _image("local-response-even", partial(nn.LocalResponseNorm, 4, alpha=0.3), replace(Standardize.local_response(4, 0.3), window=(2, 1))),
-    _image("local-response-half-power", partial(nn.LocalResponseNorm, 3, 0.2, 0.6, 2.0), Standardize.local_response(3, 0.2, 0.6, 2.0)),
-    _entry("local-response-1d", partial(nn.LocalResponseNorm, 5, alpha=0.3), Standardize.local_response(5, 0.3), (_SIGNAL,), (_TIME,)),
-    _entry("local-response-3d", partial(nn.LocalResponseNorm, 5, alpha=0.3), Standardize.local_response(5, 0.3), (_VOLUME,), (_VOXELS,)),
+    _image(
+        "local-response-even",
+        partial(nn.LocalResponseNorm, 4, alpha=0.3),
+        replace(Standardize.local_response(4, 0.3), window=(2, 1)),
+    ),
+    _image(
+        "local-response-half-power",
+        partial(nn.LocalResponseNorm, 3, 0.2, 0.6, 2.0),
+        Standardize.local_response(3, 0.2, 0.6, 2.0),
+    ),
+    _entry(
+        "local-response-1d",
+        partial(nn.LocalResponseNorm, 5, alpha=0.3),
+        Standardize.local_response(5, 0.3),
+        (_SIGNAL,),
+        (_TIME,),
+    ),
+    _entry(
+        "local-response-3d",
+        partial(nn.LocalResponseNorm, 5, alpha=0.3),
+        Standardize.local_response(5, 0.3),
+        (_VOLUME,),
+        (_VOXELS,),
+    ),
     _entry("adain", AdaIN, Standardize((2, 3), 1e-5, ddof=1), (_IMAGE, _IMAGE), (_SPATIAL, _SPATIAL)),
     _entry("adain-std", StdAdaIN, Standardize((2, 3), 1e-5, "outside", ddof=1), (_IMAGE, _IMAGE), (_SPATIAL, _SPATIAL)),
     _entry("adain-linear", partial(LinearAdaIN, 6, 5), _IN, (_IMAGE, _STYLE), (_SPATIAL, _BATCH)),
-    _entry("adain-linear-one", partial(LinearAdaIN, 6, 5, True), _IN, ((1, *_IMAGE[1:]), (1, 5)), ({2: "height", 3: "width"}, {})),
+    _entry(
+        "adain-linear-one",
+        partial(LinearAdaIN, 6, 5, True),
+        _IN,
+        ((1, *_IMAGE[1:]), (1, 5)),
+        ({2: "height", 3: "width"}, {}),
+    ),
     _entry("adain-trick", partial(TrickAdaIN, 6, 5), _IN, (_IMAGE, _STYLE), (_SPATIAL, _BATCH)),
-    _entry("ada-layer-norm", partial(AdaLayerNorm, 16, 5), Standardize.layer_norm(_LAST, 1e-6), (_TOKENS, _STYLE), (_SEQUENCE, _BATCH)),
+    _entry(
+        "ada-layer-norm",
+        partial(AdaLayerNorm, 16, 5),
+        Standardize.layer_norm(_LAST, 1e-6),
+        (_TOKENS, _STYLE),
+        (_SEQUENCE, _BATCH),
+    ),
     _entry("ada-group-norm", partial(AdaGroupNorm, 2, 6, 5), _GN, (_IMAGE, _STYLE), (_SPATIAL, _BATCH)),
     _entry("conditional-instance-norm", partial(ConditionalNorm, 6, 5), _IN, (_IMAGE, _STYLE), (_SPATIAL, _BATCH)),
     _entry("spade", partial(SPADE, 6, 3), _IN, (_IMAGE, (2, 3, 8, 10)), (_SPATIAL, _SPATIAL)),

@@ -17,25 +17,91 @@ import onnx_ir as ir
 from normfuse.passes.access import Dim, RefusedError, attribute, dims, operator
 from normfuse.passes.reshaping import Extent
 from normfuse.passes.sizes import MOVERS, ONE, Sizes, extent, integers_of, moved
+from normfuse.passes.views import reduced_axes
 from normfuse.passes.weights import Weights
 
 _MADE_UP = "unk__"
 """What the names begin with that onnx gives to dimensions that it does not know."""
 
 _ALIKE = frozenset(
-    """
-    Abs BatchNormalization Cast Ceil Celu Clip Cos CumSum DequantizeLinear Dropout Elu Erf Exp Floor Gelu
-    GroupNormalization HardSigmoid HardSwish Identity InstanceNormalization LRN LayerNormalization LeakyRelu Log
-    LogSoftmax LpNormalization MeanVarianceNormalization Mish Neg Not PRelu QuantizeLinear RMSNormalization Reciprocal
-    Relu Round Selu Sigmoid Sign Sin Softmax Softplus Softsign Sqrt Swish Tanh ThresholdedRelu Trilu
-    """.split()
+    {
+        "Abs",
+        "BatchNormalization",
+        "Cast",
+        "Ceil",
+        "Celu",
+        "Clip",
+        "Cos",
+        "CumSum",
+        "DequantizeLinear",
+        "Dropout",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "GroupNormalization",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "InstanceNormalization",
+        "LRN",
+        "LayerNormalization",
+        "LeakyRelu",
+        "Log",
+        "LogSoftmax",
+        "LpNormalization",
+        "MeanVarianceNormalization",
+        "Mish",
+        "Neg",
+        "Not",
+        "PRelu",
+        "QuantizeLinear",
+        "RMSNormalization",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Softmax",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Swish",
+        "Tanh",
+        "ThresholdedRelu",
+        "Trilu",
+    }
 )
 """Operators whose result has the dimensions of the first input."""
 
 _BROADCAST = frozenset(
-    """
-    Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or Pow Sub Sum Where Xor
-    """.split()
+    {
+        "Add",
+        "And",
+        "Div",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Max",
+        "Mean",
+        "Min",
+        "Mod",
+        "Mul",
+        "Or",
+        "Pow",
+        "Sub",
+        "Sum",
+        "Where",
+        "Xor",
+    }
+)
+_REDUCTIONS = frozenset(
+    {"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"}
 )
 _WINDOWS = frozenset({"AveragePool", "Conv", "LpPool", "MaxPool"})
 
@@ -100,6 +166,8 @@ def _found(node: ir.Node, weights: Weights) -> Row | None:
         return _moved(node, weights)
     if name in _WINDOWS:
         return _windowed(node)
+    if name in _REDUCTIONS:
+        return _reduced(node, weights)
     law = _LAWS.get(name)
     return None if law is None else law(node, weights)
 
@@ -163,6 +231,14 @@ def _windowed(node: ir.Node) -> Row | None:
         )
         result.append(data[axis + 2] if strides[axis] == 1 and whole else None)
     return result
+
+
+def _reduced(node: ir.Node, weights: Weights) -> Row | None:
+    row = _row(node.inputs[0])
+    axes, kept = reduced_axes(node, len(row), weights), bool(attribute(node, "keepdims", 1))
+    if axes is None:
+        return None
+    return [ONE if place in axes else one for place, one in enumerate(row) if kept or place not in axes]
 
 
 def _expanded(node: ir.Node, weights: Weights) -> Row | None:

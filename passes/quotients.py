@@ -8,6 +8,7 @@ x · k + (β − E[x] · k)               TensorFlow's, k = γ / √(Var[x] + ε
 BN(x; E[x], Var[x])                  a BatchNormalization that is given the statistics of its input
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -15,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.norm import Standardize
-from normfuse.passes.access import RefusedError, attribute, dims, known_dims, only_reader, operator
+from normfuse.passes.access import Dim, RefusedError, attribute, dims, known_dims, only_reader, operator
 from normfuse.passes.alignment import Alignment, through_layout
 from normfuse.passes.counts import is_near
 from normfuse.passes.divisors import Divisor, divisor_of
@@ -83,6 +84,7 @@ def _finish(
         RefusedError: it looks like a normalization, but is none that can be lifted.
     """
     moment = divisor.moment
+    output = _narrowed(output, data, scale, bias)
     sizes = known_dims(data)
     alignment = Alignment(data, weights)
     for operand in (scale, bias):
@@ -121,6 +123,21 @@ def _finish(
         if half is not None:
             return half
     return Found(standardize, data, output, members(output, inputs), scale, bias)
+
+
+def _narrowed(output: ir.Value, data: ir.Value, scale: ir.Value | None, bias: ir.Value | None) -> ir.Value:
+    """The output in the dtype of the data: behind the Cast back, where half precision is widened within.
+
+    Raises:
+        RefusedError: there is none.
+    """
+    if None in (output.dtype, data.dtype) or output.dtype == data.dtype:
+        return output
+    reader = only_reader(output)
+    is_bare = scale is None and bias is None
+    if is_bare and reader is not None and operator(reader) == "Cast" and reader.outputs[0].dtype == data.dtype:
+        return reader.outputs[0]
+    raise RefusedError("its result has another dtype than its data")
 
 
 def _between_casts(standardize: Standardize, data: ir.Value, output: ir.Value) -> Found | None:
@@ -175,7 +192,8 @@ def _common_axes(one: Mean, other: Mean) -> tuple[int, ...] | None:
     """The axes of the data of `one`, where both are of the same data and the same axes of it."""
     if widened(one.data) is widened(other.data):
         return one.axes if one.axes == other.axes else None
-    return one.axes if through_layout(other.axes, other.data, one.data) == one.axes else None
+    found, sizes = through_layout(other.axes, other.data, one.data), dims(one.data)
+    return one.axes if sizes is not None and _is_over(one.axes, found, sizes) else None
 
 
 def combination(node: ir.Node, weights: Weights) -> Found | None:
@@ -229,6 +247,11 @@ def _differing(one: dict[ir.Value, Fraction], other: dict[ir.Value, Fraction]) -
     )
 
 
+def _is_over(axes: tuple[int, ...], found: tuple[int, ...] | None, sizes: Sequence[Dim]) -> bool:
+    """Whether two sets of axes are the same but for axes of one element."""
+    return found is not None and all(sizes[axis] == 1 for axis in {*axes} ^ {*found})
+
+
 def _axes_in(data: ir.Value, mean: Mean) -> tuple[int, ...] | None:
     """The axes of some data that a mean of the same data, perhaps laid out anew, extends over."""
     if widened(mean.data) is widened(data):
@@ -251,7 +274,7 @@ def batch_statistics(node: ir.Node, weights: Weights) -> Found | None:
     spread = Mean(moment.data, moment.axes, moment.value) if moment.cancels else centred(moment.data, weights)
     if spread is None or spread.axes != moment.axes:
         return None
-    if any(_axes_in(data, one) != axes for one in (mean, spread)):
+    if any(not _is_over(axes, _axes_in(data, one), sizes) for one in (mean, spread)):
         return None
     if dims(mean_value) != [sizes[1]] or dims(variance) != [sizes[1]]:
         return None

@@ -16,7 +16,6 @@ import numpy as np
 from normfuse.affine import Affine, Float64
 from normfuse.passes.access import Dim, RefusedError
 
-
 TIMES = "·"
 """Joins the factors in the name of a dimension that is a product of others; exporters use other signs."""
 

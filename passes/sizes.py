@@ -197,7 +197,7 @@ def _computed(
             return list(known)
         case "Squeeze" | "Unsqueeze":
             return read(0)
-        case "Reshape" if len(read(0)) == 1:
+        case "Reshape" if len(dims(node.outputs[0]) or (1, 1)) < 2:
             return read(0)
         case "Mul" | "Div":
             one, other = read(0), read(1)

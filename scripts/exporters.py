@@ -86,12 +86,13 @@ class Outcome:
 
 
 def is_alike(found: object, wanted: Standardize) -> bool:
-    """Whether two descriptions are the same but for numbers that the exporter has rounded to float32."""
+    """Whether two descriptions are the same but for numbers rounded to float32, and sums in float64 for float32."""
     if not isinstance(found, Standardize):
         return False
     numbers = ("epsilon", "alpha", "exponent")
     near = all(math.isclose(getattr(found, name), getattr(wanted, name), rel_tol=1e-6) for name in numbers)
-    return near and replace(found, **{name: getattr(wanted, name) for name in numbers}) == wanted
+    wide = found.dtype if found.dtype == ir.DataType.DOUBLE and wanted.dtype is not None else wanted.dtype
+    return near and replace(found, **{name: getattr(wanted, name) for name in numbers}) == replace(wanted, dtype=wide)
 
 
 def look(subject: Normalization, way: Way, targets: Sequence[str] = TARGETS) -> Outcome | None:
