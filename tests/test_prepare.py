@@ -222,3 +222,30 @@ class TestKnownShapes:
     def test_a_shape_that_is_an_output_is_still_computed(self) -> None:
         text = "(float[2,4] x) => (float[2,4] y, int64[2] s) { y = Relu(x) s = Shape(y) }"
         assert ops(fold(build(text)).model) == {"Relu": 1, "Shape": 1}
+
+
+BRANCHES = (
+    "i = If (c) <then_branch = one () => (float[N,3] a) { a = Mul(x, w) },"
+    " else_branch = other () => (float[N,3] b) { b = Sub(x, w) }>"
+)
+
+
+@pytest.mark.parametrize(("flag", "kept"), [(True, "Mul"), (False, "Sub")])
+def test_a_branch_that_is_always_taken_takes_the_place_of_its_if(flag: bool, kept: str) -> None:
+    text = f"(float[N,3] x) => (float[N,3] y) {{ {BRANCHES} y = Relu(i) }}"
+    result = fold(build(text, w=(3,), c=np.array(flag)))
+    assert ops(result.model) == {kept: 1, "Relu": 1}
+    assert "known-branch" in rules_of(result)
+
+
+def test_a_branch_that_gives_out_what_is_outside_is_a_copy() -> None:
+    branches = BRANCHES.replace("a = Mul(x, w)", "a = Identity(x)")
+    result = fold(build(f"(float[N,3] x) => (float[N,3] i) {{ {branches} }}", w=(3,), c=np.array([True])))
+    assert ops(result.model) == {"Identity": 1}
+
+
+def test_an_if_whose_condition_is_computed_stays() -> None:
+    text = f"(float[N,3] x, bool c) => (float[N,3] y) {{ {BRANCHES} y = Relu(i) }}"
+    result = fold(build(text, w=(3,)))
+    assert ops(result.model)["If"] == 1
+    assert "known-branch" not in rules_of(result)
