@@ -126,7 +126,7 @@ class HeadNorm(nn.Module):
         self.inner, self.heads = inner, heads
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.inner(x.unflatten(-1, (self.heads, -1)))
+        y: Tensor = self.inner(x.reshape(*x.shape[:-1], self.heads, -1))
         return y.flatten(-2)
 
 
@@ -168,7 +168,8 @@ class LinearAdaIN(nn.Module):
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         h = self.fc(style)
         gamma, beta = torch.chunk(h.view(h.size(0), h.size(1), 1, 1), 2, dim=1)
-        return (1 + gamma) * self.norm(x) + beta
+        result: Tensor = (1 + gamma) * self.norm(x) + beta
+        return result
 
 
 class TrickAdaIN(nn.Module):
@@ -197,7 +198,8 @@ class AdaLayerNorm(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.fc(functional.silu(condition)).chunk(2, dim=1)
         y: Tensor = self.norm(x)
-        return y * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+        result: Tensor = y * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+        return result
 
 
 class AdaGroupNorm(nn.Module):
@@ -210,7 +212,8 @@ class AdaGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.fc(condition)[:, :, None, None].chunk(2, dim=1)
-        return functional.group_norm(x, self.groups) * (1 + scale) + shift
+        result: Tensor = functional.group_norm(x, self.groups) * (1 + scale) + shift
+        return result
 
 
 class ConditionalNorm(nn.Module):
@@ -223,7 +226,8 @@ class ConditionalNorm(nn.Module):
 
     def forward(self, x: Tensor, scores: Tensor) -> Tensor:
         gamma, beta = self.table(scores.argmax(1)).chunk(2, 1)
-        return gamma[:, :, None, None] * self.norm(x) + beta[:, :, None, None]
+        result: Tensor = gamma[:, :, None, None] * self.norm(x) + beta[:, :, None, None]
+        return result
 
 
 class SPADE(nn.Module):
@@ -238,7 +242,8 @@ class SPADE(nn.Module):
 
     def forward(self, x: Tensor, segmentation: Tensor) -> Tensor:
         hidden = self.shared(segmentation)
-        return self.norm(x) * (1 + self.gamma(hidden)) + self.beta(hidden)
+        result: Tensor = self.norm(x) * (1 + self.gamma(hidden)) + self.beta(hidden)
+        return result
 
 
 class GlobalLayerNorm(_Parameters):
@@ -265,7 +270,8 @@ class ScaleNorm(nn.Module):
         self.scale = nn.Parameter(torch.tensor(channels**0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x / torch.norm(x, dim=-1, keepdim=True).clamp(min=1e-5) * self.scale
+        result: Tensor = x / torch.norm(x, dim=-1, keepdim=True).clamp(min=1e-5) * self.scale
+        return result
 
 
 class Normalize(nn.Module):
@@ -299,7 +305,8 @@ class GRN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         length = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
         ratio = length / (length.mean(dim=-1, keepdim=True) + 1e-6)
-        return self.gamma * (x * ratio) + self.beta + x
+        result: Tensor = self.gamma * (x * ratio) + self.beta + x
+        return result
 
 
 class FilterResponse(_Parameters):

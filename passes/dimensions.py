@@ -252,13 +252,14 @@ def _transposed(node: ir.Node, weights: Weights) -> Row:
 
 
 def _joined(node: ir.Node, weights: Weights) -> Row:
-    """Concat: along other axes all inputs are of one size."""
+    """Concat: the sum along its axis, one size along the others."""
     rows = [_row(value) for value in node.inputs]
     axis = attribute(node, "axis", 0) % len(rows[0])
-    return [
-        None if place == axis else next((one for one in own if one is not None), None)
-        for place, own in enumerate(zip(*rows, strict=True))
-    ]
+    result: Row = [next((one for one in own if one is not None), None) for own in zip(*rows, strict=True)]
+    parts = [row[axis] for row in rows]
+    numbers = [one.number for one in parts if one is not None and not one.symbols]
+    result[axis] = Extent(sum(numbers), ()) if len(numbers) == len(parts) else None
+    return result
 
 
 def _split(node: ir.Node, weights: Weights) -> Row:

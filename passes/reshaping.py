@@ -32,9 +32,9 @@ class Extent:
         """The product of dimensions, None where one of them is not known."""
         if any(dim is None for dim in dims):
             return None
-        factors = [factor for dim in dims for factor in (dim.split(TIMES) if isinstance(dim, str) else [dim])]
-        numbers = [int(factor) for factor in factors if isinstance(factor, int) or factor.isdecimal()]
-        symbols = Counter(factor for factor in factors if isinstance(factor, str) and not factor.isdecimal())
+        factors = [factor for dim in dims for factor in str(dim).split(TIMES)]
+        numbers = [int(factor) for factor in factors if factor.lstrip("-").isdecimal()]
+        symbols = Counter(factor for factor in factors if not factor.lstrip("-").isdecimal())
         return cls(math.prod(numbers), tuple(sorted(symbols.items())))
 
     @property

@@ -135,7 +135,8 @@ def _is_same(one: onnx.ModelProto, other: onnx.ModelProto, subject: Normalizatio
     for model in (one, other):
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         results.append(session.run(None, inputs)[0])
-    return bool(np.array_equal(*results, equal_nan=True)) and results[0].dtype == results[1].dtype
+    first, second = results
+    return np.array_equal(first, second, equal_nan=True) and first.dtype == second.dtype
 
 
 def main(arguments: Sequence[str] = ()) -> int:
