@@ -4,40 +4,57 @@ The models are timed in turn, in a new random order each round, in one process, 
 beforehand. A ratio is the median of the ratios *within* a round, so that what disturbs a whole round cancels:
 
     ratio = median_r ( t_model[r] / t_first[r] )
+
+The interval around a median is that of its order statistics, which holds for any distribution: with n rounds, the
+k-th smallest and the k-th largest value enclose the median with probability 1 − 2 · P(B(n, ½) < k).
 """
 
+import math
 import os
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normfuse.errors import NormfuseError, TargetError
+from normfuse.errors import NormfuseError
+from normfuse.runtime import Array, Optimizer, Session, require, session
+from normfuse.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
-    from normfuse.model import Source
+    import onnx_ir as ir
 
-SCHEMA_VERSION = 1
-Level = Literal["disabled", "basic", "extended", "all"]
-LEVELS: tuple[Level, ...] = get_args(Level)
+    from normfuse.model import Source
 
 FEWEST_ROUNDS = 5
 SLICE_SECONDS = 0.02
 """What one turn of a model is to last: a model that is faster than this runs several times a turn."""
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(float16)": np.dtype(np.float16),
-    "tensor(double)": np.dtype(np.float64),
-    "tensor(int64)": np.dtype(np.int64),
-    "tensor(int32)": np.dtype(np.int32),
-    "tensor(int8)": np.dtype(np.int8),
-    "tensor(uint8)": np.dtype(np.uint8),
-    "tensor(bool)": np.dtype(np.bool_),
-}
+CONFIDENCE = 0.95
+"""What the intervals are to reach; few rounds reach less, and the table says how much."""
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Tax:
+    """What the normalizations and affine maps of one model cost, by taking them out.
+
+    Attributes:
+        norms: normalizations that were taken out.
+        affines: scales and shifts by constants that were.
+        median: seconds per run of what is left, the median over the rounds.
+        share: 1 − t_without / t_with within a round, the median over the rounds.
+        interval: confidence interval of that share.
+    """
+
+    norms: int
+    affines: int
+    median: float
+    share: float
+    interval: Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +67,25 @@ class Timing:
         quartiles: seconds per run, first and third quartile over the rounds.
         ratio: time divided by the first model's time in the same round, the median over the rounds; 1 for the first.
         ratio_quartiles: first and third quartile of that ratio.
+        interval: confidence interval of the median.
+        ratio_interval: confidence interval of the ratio.
+        p90: seconds per run that nine of ten runs stay below, of all single runs.
+        threads: intra-op threads of the session.
+        providers: execution providers that the session uses, as ONNX Runtime calls them.
+        tax: what its normalizations cost; None where it was not asked for.
     """
 
     name: str
     median: float
-    quartiles: tuple[float, float]
+    quartiles: Interval
     ratio: float
-    ratio_quartiles: tuple[float, float]
+    ratio_quartiles: Interval
+    interval: Interval = (math.nan, math.nan)
+    ratio_interval: Interval = (math.nan, math.nan)
+    p90: float = math.nan
+    threads: int = 1
+    providers: tuple[str, ...] = ()
+    tax: Tax | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +93,24 @@ class BenchTable:
     """What `bench` returns.
 
     Attributes:
-        timings: one for each model, in the order given.
-        provider: `cpu` or `cuda`.
-        threads: intra-op threads of each session.
+        timings: one for each model, in the order given; with several numbers of threads, all models for each of them.
+        provider: `cpu` or `cuda`, as asked for.
+        threads: intra-op threads of the sessions, the first of several.
         level: ONNX Runtime's graph optimization level.
-        rounds: rounds that were timed.
+        rounds: rounds that were timed, for each number of threads.
         shapes: the input shapes used, by input name.
+        confidence: what the intervals reach.
+        onnxruntime: the version of ONNX Runtime.
     """
 
     timings: tuple[Timing, ...]
     provider: str
     threads: int
-    level: Level
+    level: Optimizer
     rounds: int
     shapes: dict[str, tuple[int, ...]]
+    confidence: float = CONFIDENCE
+    onnxruntime: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON-ready values; times in seconds."""
@@ -100,53 +133,93 @@ def bench(
     models: Sequence["Source"],
     *,
     names: Sequence[str] | None = None,
-    threads: int | None = None,
+    threads: int | Sequence[int] | None = None,
     rounds: int = 30,
     seconds: float = 20.0,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    data: Any = None,
     provider: str = "cpu",
-    level: Level = "all",
+    level: Optimizer = "all",
     seed: int = 0,
+    tax: bool = False,
+    progress: Callable[[str], None] | None = None,
 ) -> BenchTable:
     """Times models against each other, interleaved.
 
     Args:
         models: models with the same inputs, the first being what the others are compared with.
         names: what the table calls them; file names, or `model 1`, …, where left out.
-        threads: intra-op threads of each session; as many as this process may use where left out.
+        threads: intra-op threads of each session, or several numbers to time in turn; as many as this process may use
+            where left out.
         rounds: how often each model takes its turn.
-        seconds: what all rounds together may take, in seconds; slow models get fewer rounds, but at least five.
+        seconds: what all rounds together may take for one number of threads, in seconds; slow models get fewer rounds,
+            but at least five.
         shapes: shapes of inputs, by input name. Where left out, a dynamic dimension is 1 in front, 224 behind
-            channels, and 128 elsewhere.
+            channels, and 128 elsewhere, or what else the first model accepts.
+        data: inputs to time with instead of random ones, as `normfuse.verify` takes them.
         provider: the execution provider, `cpu` or `cuda`.
         level: ONNX Runtime's graph optimization level.
         seed: seeds the inputs and the order within rounds.
+        tax: time each model without its normalizations and affine maps, too (`normfuse.tax`).
+        progress: called with what is being done.
 
     Returns:
-        Medians, quartiles and ratios.
+        Medians, intervals, quartiles and ratios.
 
     Raises:
         NormfuseError: no models, unequal inputs, or a shape for an input that does not exist.
         ModelError: a file that does not exist, or a model in memory that is not valid.
         TargetError: ONNX Runtime or the provider is missing, or a model does not load or run.
     """
+    say = progress or (lambda doing: None)
     labels = list(names) if names is not None else [_name(model, index) for index, model in enumerate(models)]
     if not models or len(labels) != len(models):
         raise NormfuseError(f"bench needs models and one name for each: {len(models)} models, {len(labels)} names")
-    count = threads or _available()
-    sessions = [_session(model, label, provider, count, level) for model, label in zip(models, labels, strict=True)]
-    rng = np.random.default_rng(seed)
-    feed = _feed(sessions[0], shapes or {}, rng)
-    runs = [_bound_run(session, feed, label, provider) for session, label in zip(sessions, labels, strict=True)]
-    samples = _time(runs, rounds, seconds, rng)
+    counts = [threads or _available()] if not isinstance(threads, Sequence) else list(dict.fromkeys(threads))
+    with tempfile.TemporaryDirectory(prefix="normfuse-") as folder:
+        say("reading the models")
+        entrants = list(_entrants(models, labels, tax, folder))
+        contests = []
+        feed: Mapping[str, Array] | None = None
+        for count in counts:
+            say(f"timing on {count} thread{'s' if count > 1 else ''}")
+            loaded = [session(one.payload, level, provider, count, name=one.label, proves=False) for one in entrants]
+            rng = np.random.default_rng(seed)
+            feed = feed or _feed(entrants[0], loaded[0], shapes, data, seed)
+            for one in loaded:
+                if set(one.inputs) != set(feed):
+                    raise NormfuseError(f"{one.name} has other inputs than the first model: {', '.join(feed)} expected")
+            samples = _time([one.bound(feed, provider) for one in loaded], rounds, seconds, rng)
+            contests.append((count, loaded, samples))
+    timings = [one for contest in contests for one in _timings(entrants, *contest)]
+    made = len(contests[0][2][0])
     return BenchTable(
-        tuple(_timing(label, own, samples[:, 0]) for label, own in zip(labels, samples.T, strict=True)),
+        tuple(timings),
         provider,
-        count,
+        counts[0],
         level,
-        len(samples),
-        {name: array.shape for name, array in feed.items()},
+        made,
+        {name: array.shape for name, array in (feed or {}).items()},
+        interval_ranks(made)[1],
+        require(provider),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Entrant:
+    """A model that takes its turn.
+
+    Attributes:
+        label: what the table calls it.
+        model: the model.
+        payload: the same as ONNX Runtime takes it.
+        removed: normalizations and affine maps that were taken out of the model before it; None for one as it came.
+    """
+
+    label: str
+    model: "ir.Model"
+    payload: "str | bytes"
+    removed: tuple[int, int] | None = None
 
 
 def _name(model: "Source", index: int) -> str:
@@ -154,121 +227,70 @@ def _name(model: "Source", index: int) -> str:
 
 
 def _available() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The processors this process may use."""
+    from normfuse.target import Target
+
+    return Target.parse("cpu").threads
 
 
-def _runtime() -> Any:
-    try:
-        import onnxruntime  # type: ignore[import-untyped]  # it ships no types
-    except ImportError as error:
-        raise TargetError("ONNX Runtime is not installed; run: pip install normfuse[cpu]") from error
-    return onnxruntime
+def _entrants(models: Sequence["Source"], labels: Sequence[str], tax: bool, folder: str) -> Iterator[_Entrant]:
+    """The models, each followed by itself without its normalizations where the tax is asked for."""
+    from normfuse.model import load
+
+    for index, (source, label) in enumerate(zip(models, labels, strict=True)):
+        model = load(source)
+        is_path = isinstance(source, str | os.PathLike)
+        # A path is handed on, so that ONNX Runtime finds external data beside it.
+        yield _Entrant(label, model, os.fspath(source) if is_path else _payload(model, folder, f"{index}"))
+        if tax:
+            from normfuse.tax import untaxed
+
+            bare = untaxed(model)
+            name = f"{label} without its normalizations"
+            yield _Entrant(
+                name, bare.model, _payload(bare.model, folder, f"{index}-bare"), (bare.norms, bare.affines)
+            )
 
 
-def _session(model: "Source", label: str, provider: str, threads: int, level: Level) -> Any:
-    """An `onnxruntime.InferenceSession` with everything fixed that would add noise."""
-    ort = _runtime()
-    wanted = _PROVIDERS.get(provider)
-    if wanted not in ort.get_available_providers():
-        raise TargetError(
-            f"provider {provider!r} is not in this ONNX Runtime, which has {ort.get_available_providers()}"
-        )
-    options = ort.SessionOptions()
-    options.graph_optimization_level = {
-        "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-        "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-        "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-        "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    }[level]
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    # A pool that still spins for its last run would take the cores from the next model's turn.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    content = _loadable(model)
-    try:
-        return ort.InferenceSession(content, options, providers=[wanted])
-    except Exception as error:  # ONNX Runtime's errors share no base class of their own
-        raise TargetError(f"{label} does not load in ONNX Runtime: {_first_line(error)}") from error
+def _payload(model: "ir.Model", folder: str, name: str) -> str | bytes:
+    """A model in memory as ONNX Runtime takes it: bytes, or a file where it is too large for those."""
+    from normfuse.model import save, serialize
+    from normfuse.serialization import is_large
+
+    if not is_large(model):
+        return serialize(model)
+    path = os.path.join(folder, f"{name}.onnx")
+    save(model, path)
+    return path
 
 
-def _loadable(model: "Source") -> str | bytes:
-    """A valid model as ONNX Runtime takes it: a path, so that external data is found, or bytes.
+def _feed(
+    first: _Entrant, loaded: Session, shapes: Mapping[str, Sequence[int]] | None, data: Any, seed: int
+) -> Mapping[str, Array]:
+    from normfuse.probes import typical_inputs
 
-    Raises:
-        NormfuseError: there is no such file.
-        ModelError: it is no valid model.
-    """
-    from normfuse.model import load, serialize
-
-    loaded = load(model)
-    return os.fspath(model) if isinstance(model, str | os.PathLike) else serialize(loaded)
+    return typical_inputs(first.model, loaded, shapes=shapes, data=data, seed=seed)
 
 
-def _feed(session: Any, shapes: Mapping[str, Sequence[int]], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Inputs: N(0, 1) for floats, ones for the rest (token ids and masks alike)."""
-    inputs = {entry.name: entry for entry in session.get_inputs()}
-    if unknown := sorted(set(shapes) - set(inputs)):
-        raise NormfuseError(f"no input named {', '.join(unknown)}; the model has {', '.join(inputs)}")
-    feed = {}
-    for name, entry in inputs.items():
-        if entry.type not in _DTYPES:
-            raise NormfuseError(f"input {name!r} is {entry.type}; bench can make only {', '.join(_DTYPES)}")
-        dtype = _DTYPES[entry.type]
-        shape = tuple(shapes[name]) if name in shapes else default_shape(entry.shape)
-        feed[name] = rng.standard_normal(shape).astype(dtype) if dtype.kind == "f" else np.ones(shape, dtype)
-    return feed
-
-
-def default_shape(declared: Sequence[Any]) -> tuple[int, ...]:
-    """A declared shape with its dynamic dimensions filled in."""
-    spatial = len(declared) >= 4
-    return tuple(
-        size if isinstance(size, int) and size > 0 else 1 if axis == 0 else 224 if spatial and axis >= 2 else 128
-        for axis, size in enumerate(declared)
-    )
-
-
-def _bound_run(session: Any, feed: Mapping[str, np.ndarray], label: str, provider: str) -> Callable[[], None]:
-    """A call that runs a session on inputs that already lie on the device."""
-    if {entry.name for entry in session.get_inputs()} != set(feed):
-        raise NormfuseError(f"{label} has other inputs than the first model: {', '.join(feed)} expected")
-    binding = session.io_binding()
-    for name, array in feed.items():
-        binding.bind_ortvalue_input(name, _runtime().OrtValue.ortvalue_from_numpy(array, provider, 0))
-    for entry in session.get_outputs():
-        binding.bind_output(entry.name, provider)
-
-    def run() -> None:
-        session.run_with_iobinding(binding)
-        if provider != "cpu":
-            binding.synchronize_outputs()
-
-    try:
-        run()
-        run()  # only the second one meets outputs that are bound already
-    except Exception as error:
-        raise TargetError(f"{label} does not run: {_first_line(error)}; give other shapes") from error
-    return run
-
-
-def _time(runs: Sequence[Callable[[], None]], rounds: int, seconds: float, rng: np.random.Generator) -> np.ndarray:
+def _time(
+    runs: Sequence[Callable[[], None]], rounds: int, seconds: float, rng: np.random.Generator
+) -> tuple[Array, list[Array]]:
     """Times calls in turn.
 
     Returns:
-        (rounds, calls) float64: seconds per run, each the median within one turn.
+        (rounds, calls) float64, seconds per run, each the median within one turn; and for each call all its runs.
     """
     once = [float(np.median([_elapsed(run) for _ in range(3)])) for run in runs]
     repeats = [max(1, min(1000, round(SLICE_SECONDS / max(duration, 1e-9)))) for duration in once]
     # One more run each turn warms the caches that the others' turns have emptied; it is not counted.
     per_round = sum(duration * (repeat + 1) for duration, repeat in zip(once, repeats, strict=True))
     affordable = max(min(rounds, FEWEST_ROUNDS), min(rounds, int(seconds / per_round)))
-    samples = np.empty((affordable, len(runs)))
-    for row in samples:
+    singles = [np.empty((affordable, repeat)) for repeat in repeats]
+    for row in range(affordable):
         for index in rng.permutation(len(runs)):
             runs[index]()
-            row[index] = np.median([_elapsed(runs[index]) for _ in range(repeats[index])])
-    return samples
+            singles[index][row] = [_elapsed(runs[index]) for _ in range(repeats[index])]
+    return np.stack([np.median(single, axis=1) for single in singles], axis=1), [one.ravel() for one in singles]
 
 
 def _elapsed(run: Callable[[], None]) -> float:
@@ -277,11 +299,52 @@ def _elapsed(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def _timing(name: str, own: np.ndarray, first: np.ndarray) -> Timing:
-    low, median, high = (float(value) for value in np.percentile(own, (25, 50, 75)))
-    ratio_low, ratio, ratio_high = (float(value) for value in np.percentile(own / first, (25, 50, 75)))
-    return Timing(name, median, (low, high), ratio, (ratio_low, ratio_high))
+def interval_ranks(count: int) -> tuple[int, float]:
+    """Which order statistics enclose a median: k, counted from 1 from either end, and the probability that they do.
+
+    P(x₍ₖ₎ ≤ median ≤ x₍ₙ₊₁₋ₖ₎) = 1 − 2 · P(B(n, ½) < k), with the largest k that reaches `CONFIDENCE`; 1 where none does.
+    """
+    below, rank, reached = 0.0, 1, 1.0 - 2.0 * 0.5**count
+    for k in range(1, (count + 1) // 2 + 1):
+        below += math.comb(count, k - 1) * 0.5**count
+        if 1.0 - 2.0 * below < CONFIDENCE:
+            break
+        rank, reached = k, 1.0 - 2.0 * below
+    return rank, max(reached, 0.0)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _median(values: Array) -> tuple[float, Interval, Interval]:
+    """The median, the quartiles, and the confidence interval of the median."""
+    low, median, high = (float(value) for value in np.percentile(values, (25, 50, 75)))
+    rank, _ = interval_ranks(len(values))
+    ordered = np.sort(values)
+    return median, (low, high), (float(ordered[rank - 1]), float(ordered[-rank]))
+
+
+def _timings(
+    entrants: Sequence[_Entrant], threads: int, loaded: Sequence[Session], samples: tuple[Array, list[Array]]
+) -> Iterator[Timing]:
+    table, singles = samples
+    for index, one in enumerate(entrants):
+        if one.removed is not None:
+            continue
+        own = table[:, index]
+        median, quartiles, interval = _median(own)
+        ratio, ratio_quartiles, ratio_interval = _median(own / table[:, 0])
+        tax = None
+        if index + 1 < len(entrants) and (removed := entrants[index + 1].removed) is not None:
+            share, _, share_interval = _median(1.0 - table[:, index + 1] / own)
+            tax = Tax(*removed, float(np.median(table[:, index + 1])), share, share_interval)
+        yield Timing(
+            one.label,
+            median,
+            quartiles,
+            ratio,
+            ratio_quartiles,
+            interval,
+            ratio_interval,
+            float(np.percentile(singles[index], 90)),
+            threads,
+            loaded[index].providers,
+            tax,
+        )

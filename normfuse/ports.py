@@ -17,6 +17,8 @@ BATCH = (1, 2)
 _IMAGE = (64, 96, 32, 48, 128, 224, 256, 320, 640)
 _SEQUENCE = (7, 12, 16, 32, 64, 128, 80)
 _CHANNELS = (3, 1, 4, 8)
+_USUAL_IMAGE, _USUAL_SEQUENCE = 224, 128
+"""What models are mostly used at."""
 
 _TRANSPARENT = frozenset(
     {"Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
@@ -130,6 +132,28 @@ def candidates_of(port: Port, axis: int) -> tuple[int, ...]:
         channel = rank - 1 if isinstance(last, int) and last in (1, 3, 4) else 1
         return _CHANNELS if axis == channel else _IMAGE if rank == 4 else (16, 8, 32, 64)
     return _SEQUENCE
+
+
+def timing_candidates_of(port: Port, axis: int) -> tuple[int, ...]:
+    """The same sizes, those that models are mostly used at first."""
+    sizes = candidates_of(port, axis)
+    usual = _USUAL_IMAGE if sizes is _IMAGE else _USUAL_SEQUENCE if sizes is _SEQUENCE else sizes[0]
+    return (usual, *(size for size in sizes if size != usual))
+
+
+def default_shape(declared: Sequence[object]) -> tuple[int, ...]:
+    """A declared shape with its dynamic dimensions filled in, without a model to try them out on."""
+    spatial = len(declared) >= 4
+    return tuple(
+        size
+        if isinstance(size, int) and size > 0
+        else 1
+        if axis == 0
+        else _USUAL_IMAGE
+        if spatial and axis >= 2
+        else _USUAL_SEQUENCE
+        for axis, size in enumerate(declared)
+    )
 
 
 def combinations(candidates: Mapping[str, tuple[int, ...]]) -> Iterator[Sizes]:

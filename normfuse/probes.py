@@ -19,7 +19,7 @@ Integer inputs are drawn below the size of the table they index, else from {0, 1
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -35,7 +35,11 @@ from normfuse.ports import (
     is_float_type,
     port_of,
     second_sizes,
+    timing_candidates_of,
 )
+
+if TYPE_CHECKING:
+    from normfuse.runtime import Session
 
 Array = np.ndarray[Any, Any]
 Inputs = dict[str, Array]
@@ -105,6 +109,7 @@ def plan(
     model: ir.Model,
     accepts: Callable[[Inputs], bool],
     shapes: Mapping[str, Sequence[int] | int] | None = None,
+    candidates_of: Callable[[Port, int], tuple[int, ...]] = candidates_of,
 ) -> Plan:
     """Finds sizes of the dynamic dimensions that a model accepts.
 
@@ -112,6 +117,7 @@ def plan(
         model: the model.
         accepts: runs the model and says whether it took the inputs.
         shapes: shapes by input name, or sizes by the name of a dynamic dimension, where the caller knows them.
+        candidates_of: the sizes to try for an axis of an input, best first.
 
     Raises:
         NormfuseError: an input cannot be probed, or no sizes were accepted.
@@ -172,6 +178,50 @@ def probes(model: ir.Model, *, seed: int, shapes: Mapping[str, Sequence[int] | i
         return True
 
     return plan(model, accepts, shapes).probes(seed)
+
+
+def typical_inputs(
+    model: ir.Model,
+    loaded: "Session",
+    *,
+    shapes: Mapping[str, Sequence[int] | int] | None = None,
+    data: str | PathLike[str] | Mapping[str, Array] | Collection[Any] | None = None,
+    seed: int = 0,
+) -> Inputs:
+    """One set of inputs to time a model with: the caller's own, or N(0, 1) at sizes that models are used at.
+
+    Args:
+        model: the model.
+        loaded: the same, to try out sizes.
+        shapes: as for `plan`.
+        data: as for `data_probes`; the first of several.
+        seed: of the random numbers.
+
+    Raises:
+        NormfuseError: as for `plan` and `data_probes`.
+        TargetError: the model does not run at the sizes it has, or those that were given.
+    """
+    from normfuse.errors import TargetError
+
+    if own := data_probes(model, data):
+        return own[0].inputs
+    failures: list[TargetError] = []
+
+    def accepts(inputs: Inputs) -> bool:
+        try:
+            loaded.run(inputs)
+        except TargetError as failure:
+            failures.append(failure)
+            return False
+        return True
+
+    try:
+        found = plan(model, accepts, shapes, timing_candidates_of)
+    except NormfuseError:
+        if failures:
+            raise TargetError(f"{failures[0]}; give other shapes, or data") from failures[0]
+        raise
+    return next(found.probes(seed)).inputs
 
 
 def data_probes(

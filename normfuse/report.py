@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from normfuse.schema import SCHEMA_VERSION
+
 if TYPE_CHECKING:
     from normfuse.verification import Parity
-
-SCHEMA_VERSION = 1
 
 NORMALIZATIONS = frozenset(
     {

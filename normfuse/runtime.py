@@ -5,7 +5,7 @@ user gets).
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,17 @@ Level = Literal["disabled", "enabled"]
 LEVELS: tuple[Level, ...] = ("disabled", "enabled")
 
 Array = np.ndarray[Any, Any]
+
+Optimizer = Literal["disabled", "basic", "extended", "all", "enabled"]
+"""ONNX Runtime's graph optimization levels; `all` and `enabled` are the same."""
+
+_OPTIMIZERS: dict[Optimizer, str] = {
+    "disabled": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+    "enabled": "ORT_ENABLE_ALL",
+}
 
 _PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     "cpu": ("CPUExecutionProvider", {}),
@@ -41,6 +52,41 @@ class Session:
         self.inputs = [value.name for value in native.get_inputs()]
         self.outputs = [value.name for value in native.get_outputs()]
 
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that take part, as ONNX Runtime calls them."""
+        return tuple(self._native.get_providers())
+
+    def bound(self, inputs: Mapping[str, Array], provider: str = "cpu") -> Callable[[], None]:
+        """A call that runs the model on inputs that already lie on the device, and leaves the outputs there.
+
+        It has run twice when it is returned: only the second run meets outputs that are bound already.
+
+        Raises:
+            TargetError: the runtime failed at a node.
+        """
+        binding = self._native.io_binding()
+
+        def run() -> None:
+            self._native.run_with_iobinding(binding)
+            if provider == "cuda":
+                binding.synchronize_outputs()
+
+        try:
+            for name, array in inputs.items():
+                binding.bind_ortvalue_input(name, _import().OrtValue.ortvalue_from_numpy(array, provider, 0))
+            for name in self.outputs:
+                binding.bind_output(name, provider)
+            run()
+            run()
+        except Exception as error:
+            raise TargetError(f"{self.name} does not run: {_one_line(error)}; give other shapes") from error
+        return run
+
+    def end_profile(self) -> str:
+        """Ends the profile that `session` was asked for, and returns the path of its file."""
+        return str(self._native.end_profiling())
+
     def run(self, inputs: Mapping[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
         """Runs the model once.
 
@@ -61,22 +107,29 @@ class Session:
 
 def session(
     model: ir.Model | bytes | str | Path,
-    level: Level = "enabled",
+    level: Optimizer = "enabled",
     provider: str = "cpu",
     threads: int | None = None,
     *,
     name: str | None = None,
     strict: bool = True,
+    proves: bool = True,
+    profile: str | None = None,
+    written: str | None = None,
 ) -> Session:
     """Loads a model into ONNX Runtime.
 
     Args:
         model: the model, serialized, as a file or in memory.
         level: `disabled` runs the model as written, `enabled` lets the runtime optimize it first.
-        provider: `cpu`, `portable` (the same) or `cuda`, with TF32 off.
+        provider: `cpu`, `portable` (the same) or `cuda`.
         threads: intra-op threads; all processors by default.
         name: what errors call the model; the file or graph name by default.
         strict: whether nothing may fall back to the CPU with `cuda`.
+        proves: with `cuda` TF32 is off. Where it is to be timed instead, it runs as users run it, whatever `strict`
+            says, and its threads sleep when it has run: else they would take the cores from the next one.
+        profile: writes a profile to a file whose path begins with this.
+        written: writes what the runtime makes of the model to this path, its large constants to a file beside it.
 
     Raises:
         TargetError: ONNX Runtime or the provider is missing, or it cannot load the model.
@@ -87,15 +140,23 @@ def session(
         name = model.graph.name or "the model" if isinstance(model, ir.Model) else _file_name(model)
     native, options = _PROVIDERS[provider]
     settings = runtime.SessionOptions()
-    settings.graph_optimization_level = (
-        runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if level == "disabled"
-        else runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    )
+    settings.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _OPTIMIZERS[level])
     settings.log_severity_level = 4
     settings.intra_op_num_threads = threads or 0
-    if provider == "cuda" and strict:
+    if not proves:
+        options = {}
+        settings.inter_op_num_threads = 1
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+    elif provider == "cuda" and strict:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = profile
+    if written is not None:
+        settings.optimized_model_filepath = written
+        data = f"{Path(written).name}.data"
+        settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
+        settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     try:
         loaded = runtime.InferenceSession(
             _payload(model), settings, providers=[(native, options)], enable_fallback=False
@@ -113,6 +174,8 @@ def require(provider: str) -> str:
     Raises:
         TargetError: it is missing, or has not this provider.
     """
+    if provider not in _PROVIDERS:
+        raise TargetError(f"there is no provider {provider!r}; choose one of {', '.join(_PROVIDERS)}")
     runtime, native = _import(), _PROVIDERS[provider][0]
     if native not in runtime.get_available_providers():
         raise TargetError(f"ONNX Runtime has no {native} here; install normfuse[gpu] without onnxruntime, or use cpu")

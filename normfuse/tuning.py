@@ -310,7 +310,7 @@ def _problem(model: ir.Model, name: str, target: Target, shapes: Shapes) -> str:
 
 def _sizes(model: ir.Model, given: Mapping[str, Sequence[int] | int]) -> dict[str, list[int | None]]:
     """The dimensions of all values at the shapes that were given, or at the defaults of `normfuse.bench`."""
-    from normfuse.bench import default_shape
+    from normfuse.ports import default_shape
 
     if all(isinstance(dim, int) for value in inputs_of(model) for dim in dims(value) or (None,)):
         return {}
@@ -326,7 +326,7 @@ def _sizes(model: ir.Model, given: Mapping[str, Sequence[int] | int]) -> dict[st
 
 def _shape(value: ir.Value, sizes: Mapping[str, list[int | None]]) -> tuple[int, ...]:
     """The shape that a value takes in the net; defaults stand where inference does not tell."""
-    from normfuse.bench import default_shape
+    from normfuse.ports import default_shape
 
     found = dims(value) or []
     known = sizes.get(str(value.name), [])

@@ -27,8 +27,8 @@ import click
 
 from normfuse import __version__
 from normfuse.errors import NormfuseError
+from normfuse.schema import SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
 GATE_FAILED, INTERNAL_ERROR, INTERRUPTED = 1, 70, 130
 
 GARBAGE = 100_000
