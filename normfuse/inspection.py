@@ -16,57 +16,35 @@ RMSNormalization        the same with μ = 0                            of the i
 LRN                     a window of channels                           of the input
 ======================= ============================================== ============
 
-A normalization that is spelled out in several nodes is not found as one: its constant factors are listed.
+A normalization that is spelled out in several nodes is one site, named after the last of them; LIFT finds it, in the
+graph and its subgraphs. In the bodies of model-local functions only operators are found.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import onnx_ir as ir
 
+from normfuse.anatomy import Anatomy, Atlas
+from normfuse.fates import Course, Fate, Outcome, nodes_of
+from normfuse.formulas import AFFINE_FORMULAS, NORM_FORMULAS, TRAINING_FORMULA
 from normfuse.model import Source, load
-from normfuse.pipeline import optimize
-from normfuse.report import NORMALIZATIONS, Report
-from normfuse.target import Target
+from normfuse.passes.prepare import PreparePass
+from normfuse.report import NORMALIZATIONS
+from normfuse.target import PROVIDERS, Target
+
+if TYPE_CHECKING:
+    from normfuse.blocked import Layout
+    from normfuse.shares import Profile
 
 Statistics = Literal["constant", "stored", "batch", "input"]
-Outcome = Literal["folded", "removed", "stays"]
 
 LINEAR = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 """Operators that are linear where one operand is constant."""
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
-
-AFFINE_FORMULAS = {
-    ("Add", 0): "x + b",
-    ("Add", 1): "x + b",
-    ("Mul", 0): "a · x",
-    ("Mul", 1): "a · x",
-    ("Sub", 0): "b − x",
-    ("Sub", 1): "x − b",
-    ("Div", 1): "x / a",
-}
-"""(operator, which operand is the constant): what it computes. A constant over x is not affine."""
-
-NORM_FORMULAS = {
-    "BatchNormalization": "γ · (x − μ) / √(σ² + ε) + β",
-    "GroupNorm": "γ · (x − μ_S) / √(Var_S + ε) + β, S: spatial and a group of channels; per sample",
-    "GroupNormalization": "γ · (x − μ_S) / √(Var_S + ε) + β, S: spatial and a group of channels; per sample",
-    "InstanceNormalization": "γ · (x − μ_S) / √(Var_S + ε) + β, S: spatial; per sample and channel",
-    "LRN": "x / (k + α/n · Σ_S x²)^β, S: a window of n channels",
-    "LayerNormalization": "γ · (x − μ_S) / √(Var_S + ε) + β, S: the trailing axes; per sample",
-    "LpNormalization": "x / ‖x‖_S, S: one axis",
-    "MeanVarianceNormalization": "(x − μ_S) / (√Var_S + ε), S: the given axes",
-    "RMSNormalization": "γ · x / √(mean_S x² + ε), S: the trailing axes; per sample",
-    "SimplifiedLayerNormalization": "γ · x / √(mean_S x² + ε), S: the trailing axes; per sample",
-    "SkipGroupNorm": "as GroupNorm, of x + skip + bias",
-    "SkipLayerNormalization": "as LayerNormalization, of x + skip + bias",
-    "SkipSimplifiedLayerNormalization": "as SimplifiedLayerNormalization, of x + skip + bias",
-    "Standardize": "(x − μ_S) / √(Var_S + ε)",
-}
-TRAINING_FORMULA = "γ · (x − μ_S) / √(Var_S + ε) + β, S: N and spatial; per channel"
 
 DEFAULT_EPSILON = {"SkipLayerNormalization": 1e-12, "SkipSimplifiedLayerNormalization": 1e-12}
 """What an operator takes for ε where the attribute is absent; 1e-5 for those not listed."""
@@ -79,8 +57,9 @@ class Site:
     """One normalization or affine map of a model.
 
     Attributes:
-        node: the node's name; one that was made up from its output where the file has none, or has it twice.
-        operator: its operator type.
+        node: the node's name; one that was made up from its output where the file has none, or has it twice. Of a
+            normalization that is spelled out, the name of its last node.
+        operator: its operator type; of a normalization that is spelled out, what the field calls it.
         statistics: where μ and σ come from: `constant` (a plain affine map), `stored` (BatchNormalization at
             inference, which is one, too), `batch` or `input`.
         formula: what it computes, with the set S that shares one mean.
@@ -92,9 +71,22 @@ class Site:
         elements: tensor elements read and written in one run, its cost where memory bounds the time: 2 for each element
             with constant statistics, 3 with statistics of the input; dynamic dimensions count as 1. None where the
             shape is not known.
-        outcome: what `normfuse.optimize` does with the node: `folded` into others, `removed`, or it `stays`.
+        outcome: what `normfuse.optimize` does with the node: `folded` into others, `removed`, `rewritten` as other
+            operators, or it `stays`.
         into: names of the nodes that take over what it did.
         reasons: why it stays, one line each.
+        name: what the field calls it: `LayerNorm`, `GroupNorm`, ...; None for an affine map.
+        nodes: names of the nodes that it is made of.
+        details: what a reader should know besides the formula: ddof, where ε stands, the dtype of the statistics.
+        scale: whether γ is `constant` or `computed`; None where there is none, or it is not known.
+        bias: the same of β.
+        groups: how many groups its channels are cut into; None where they are not.
+        ddof: what n is reduced by in its variance; None for affine maps.
+        targets: what becomes of it for each target.
+        seconds: what it takes in one run; None where it was not timed, or cannot be told from others.
+        share: the same as a part of all nodes.
+        runs_as: operators that ONNX Runtime runs it as; empty where it was not timed, or is not there any more.
+        note: what is to be said about its time.
     """
 
     node: str
@@ -110,49 +102,138 @@ class Site:
     outcome: Outcome
     into: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
+    name: str | None = None
+    nodes: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
+    scale: str | None = None
+    bias: str | None = None
+    groups: int | None = None
+    ddof: int | None = None
+    targets: Mapping[str, Fate] = field(default_factory=dict)
+    seconds: float | None = None
+    share: float | None = None
+    runs_as: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def is_norm(self) -> bool:
+        """Whether it has statistics of its input, or of the batch."""
+        return self.statistics in ("batch", "input")
 
     def to_dict(self) -> dict[str, Any]:
         """The site as JSON-ready values."""
         return asdict(self)
 
 
-def inspect(source: Source, target: str | Target = "cpu") -> tuple[Site, ...]:
+@dataclass(frozen=True, slots=True)
+class Inspection(Sequence[Site]):
+    """What `inspect` returns: a sequence of sites, in graph order, and what else was asked for.
+
+    Attributes:
+        sites: the sites.
+        profile: how long the model takes, and its normalizations; None where it was not timed.
+        layout: where the blocked convolution layout breaks; None where that was not asked for.
+    """
+
+    sites: tuple[Site, ...]
+    profile: "Profile | None" = None
+    layout: "Layout | None" = None
+
+    @overload
+    def __getitem__(self, index: int) -> Site: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Site]: ...
+    def __getitem__(self, index: int | slice) -> Site | Sequence[Site]:
+        return self.sites[index]
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON-ready values."""
+        return {
+            "sites": [site.to_dict() for site in self.sites],
+            "profile": None if self.profile is None else asdict(self.profile),
+            "layout": None if self.layout is None else asdict(self.layout),
+        }
+
+
+def inspect(
+    source: Source,
+    target: str | Target = "cpu",
+    *,
+    threads: int | None = None,
+    profile: bool = False,
+    layout: bool = False,
+    data: Any = None,
+    shapes: Mapping[str, Any] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Inspection:
     """Lists every normalization and every affine map with a constant scalar or per-axis operand, in graph order.
 
-    What would become of each is found by optimizing a copy, without the numerical check; the model is not changed.
+    What would become of each is found by optimizing a copy for each target, without the numerical check; the model is
+    not changed.
 
     Args:
         source: a path, bytes, an `onnx.ModelProto`, an `onnx_ir.Model` or a `torch.onnx.ONNXProgram`.
-        target: the execution provider that the model would be optimized for.
+        target: the execution provider whose outcome `Site.outcome` tells; `Site.targets` tells those of all.
+        threads: intra-op threads that the session will use; those of this machine where None.
+        profile: time the nodes in ONNX Runtime, and tell the share of each site.
+        layout: ask ONNX Runtime where its blocked convolution layout breaks.
+        data: inputs to time with, as `normfuse.verify` takes them; random ones where None.
+        shapes: shapes of random inputs, by input name.
+        progress: called with what is being done.
 
     Raises:
         ModelError: the model cannot be read, is not valid or is not supported.
-        NormfuseError: there is no such target.
+        NormfuseError: there is no such target, or no inputs can be made.
+        TargetError: the model is to be timed, and ONNX Runtime is missing or cannot run it.
     """
+    say = progress or (lambda doing: None)
+    where = Target.parse(target, threads)
     model = load(source)
     _name_nodes(model)
-    result = optimize(model, target, verify=False)
-    survivors = {str(node.name) for node in _nodes(result.model)}
+    prepared = model.clone()
+    PreparePass()(prepared)
+    atlas = Atlas()
+    courses: dict[str, Course] = {}
+    for provider in dict.fromkeys((where.provider, *PROVIDERS)):
+        say(f"optimizing a copy for {provider}")
+        courses[provider] = Course(prepared, Target(provider, where.threads), None if courses else atlas.observe)
     _infer_shapes(model)
     constants = _Constants()
-    return tuple(
-        _site(node, statistics, formula, constants, result.report, survivors)
-        for node in _nodes(model)
-        for statistics, formula in _kinds(node, model, constants)
-    )
+    sites = tuple(_sites(model, constants, atlas, courses, where.provider))
+    found = Inspection(sites)
+    if profile:
+        from normfuse.shares import measure
+
+        say("timing the nodes")
+        found = measure(found, model, where.threads, data, shapes)
+    if layout:
+        from normfuse.blocked import find
+
+        say("asking ONNX Runtime for its layout")
+        found = replace(found, layout=find(model, atlas, courses["cpu"], where.threads))
+    return found
 
 
-def _nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """All nodes, those of subgraphs and of model-local functions included."""
-    yield from model.graph.all_nodes()
-    for function in model.functions.values():
-        yield from function.all_nodes()
+def _sites(
+    model: ir.Model, constants: "_Constants", atlas: Atlas, courses: Mapping[str, Course], target: str
+) -> Iterator[Site]:
+    for node in nodes_of(model):
+        name = str(node.name)
+        anatomy = atlas.norms.get(name)
+        if anatomy is not None:
+            yield _norm_site(node, anatomy, constants, courses, target)
+        elif name not in atlas.members:
+            for statistics, formula in _kinds(node, model, constants):
+                yield _site(node, statistics, formula, constants, courses, target)
 
 
 def _name_nodes(model: ir.Model) -> None:
     """Gives each node a name that no other has: by them its fate is found in the report."""
     taken: set[str] = set()
-    for node in _nodes(model):
+    for node in nodes_of(model):
         name = base = node.name or f"{node.op_type}_{node.outputs[0].name}"
         count = 1
         while name in taken:
@@ -222,11 +303,18 @@ def _along_one_axis(operand: ir.Value) -> bool:
 
 
 def _site(
-    node: ir.Node, statistics: Statistics, formula: str, constants: _Constants, report: Report, survivors: set[str]
+    node: ir.Node,
+    statistics: Statistics,
+    formula: str,
+    constants: _Constants,
+    courses: Mapping[str, Course],
+    target: str,
 ) -> Site:
+    """An operator that is no more than that."""
     name, output = str(node.name), node.outputs[0]
     shape = None if output.shape is None else tuple(_dim(dim) for dim in output.shape)
-    outcome, into, reasons = _fate(name, report, survivors)
+    is_norm = statistics in ("batch", "input")
+    fates = {provider: course.fate((name,), is_norm=is_norm) for provider, course in courses.items()}
     return Site(
         node=name,
         operator=node.op_type,
@@ -238,17 +326,54 @@ def _site(
         behind=_nearest_linear(node, constants, lambda one: one.predecessors()),
         before=_nearest_linear(node, constants, lambda one: one.successors()),
         elements=_elements(shape, statistics),
-        outcome=outcome,
-        into=into,
-        reasons=reasons,
+        outcome=fates[target].outcome,
+        into=fates[target].into,
+        reasons=fates[target].reasons,
+        name=node.op_type.removesuffix("alization") if node.op_type in NORMALIZATIONS else None,
+        nodes=(name,),
+        targets={provider: fates[provider] for provider in PROVIDERS},
+    )
+
+
+def _norm_site(
+    node: ir.Node, anatomy: Anatomy, constants: _Constants, courses: Mapping[str, Course], target: str
+) -> Site:
+    """A normalization that could be read, an operator or spelled out; `node` is the last of its nodes."""
+    statistics: Statistics = "batch" if node.op_type == "BatchNormalization" else "input"
+    plain = _site(node, statistics, anatomy.formula, constants, courses, target)
+    fates = {provider: course.fate(anatomy.nodes, is_norm=True) for provider, course in courses.items()}
+    shape = plain.shape if anatomy.shape is None else tuple(map(_known, anatomy.shape))
+    return replace(
+        plain,
+        operator=node.op_type if len(anatomy.nodes) == 1 else anatomy.name,
+        shape=shape,
+        dtype=plain.dtype or anatomy.dtype,
+        epsilon=anatomy.epsilon,
+        elements=_elements(shape, statistics),
+        outcome=fates[target].outcome,
+        into=fates[target].into,
+        reasons=fates[target].reasons,
+        name=anatomy.name,
+        nodes=anatomy.nodes,
+        details=anatomy.details,
+        scale=anatomy.scale,
+        bias=anatomy.bias,
+        groups=anatomy.groups,
+        ddof=anatomy.ddof,
+        targets={provider: fates[provider] for provider in PROVIDERS},
     )
 
 
 def _dim(dim: int | ir.SymbolicDim) -> int | str | None:
-    """A dimension; those that shape inference made up a name for are unknown."""
+    """A dimension; one that is negative is unknown."""
     if isinstance(dim, int):
         return dim if dim >= 0 else None
-    return None if dim.value is None or dim.value.startswith("unk__") else dim.value
+    return _known(dim.value)
+
+
+def _known(dim: int | str | None) -> int | str | None:
+    """A dimension; those that shape inference made up a name for are unknown."""
+    return None if isinstance(dim, str) and dim.startswith("unk__") else dim
 
 
 def _epsilon(node: ir.Node) -> float | None:
@@ -282,11 +407,3 @@ def _nearest_linear(
         else:
             pending.extend(neighbours(current))
     return tuple(sorted(found))
-
-
-def _fate(name: str, report: Report, survivors: set[str]) -> tuple[Outcome, tuple[str, ...], tuple[str, ...]]:
-    """What became of a node: the outcome, what took it over, and why it stays."""
-    takers = dict.fromkeys(taker for change in report.changes if name in change.nodes for taker in change.into)
-    if name not in survivors:
-        return ("folded" if takers else "removed"), tuple(takers), ()
-    return "stays", (), tuple(dict.fromkeys(one.reason for one in report.refusals if one.node == name))
