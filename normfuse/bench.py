@@ -247,9 +247,7 @@ def _entrants(models: Sequence["Source"], labels: Sequence[str], tax: bool, fold
 
             bare = untaxed(model)
             name = f"{label} without its normalizations"
-            yield _Entrant(
-                name, bare.model, _payload(bare.model, folder, f"{index}-bare"), (bare.norms, bare.affines)
-            )
+            yield _Entrant(name, bare.model, _payload(bare.model, folder, f"{index}-bare"), (bare.norms, bare.affines))
 
 
 def _payload(model: "ir.Model", folder: str, name: str) -> str | bytes:
@@ -302,7 +300,7 @@ def _elapsed(run: Callable[[], None]) -> float:
 def interval_ranks(count: int) -> tuple[int, float]:
     """Which order statistics enclose a median: k, counted from 1 from either end, and the probability that they do.
 
-    P(x₍ₖ₎ ≤ median ≤ x₍ₙ₊₁₋ₖ₎) = 1 − 2 · P(B(n, ½) < k), with the largest k that reaches `CONFIDENCE`; 1 where none does.
+    P(x₍ₖ₎ ≤ median ≤ x₍ₙ₊₁₋ₖ₎) = 1 − 2 · P(B(n, ½) < k); the largest k that reaches `CONFIDENCE`, 1 where none does.
     """
     below, rank, reached = 0.0, 1, 1.0 - 2.0 * 0.5**count
     for k in range(1, (count + 1) // 2 + 1):

@@ -1,8 +1,8 @@
 """Where ONNX Runtime's blocked convolution layout breaks, and what breaks it.
 
 On x86 ONNX Runtime runs convolutions in a blocked layout. A chain stays in it only through operators that know it; each
-other one costs a ReorderOutput before it and a ReorderInput behind it, and itself runs unblocked and unfused. What reads
-a ReorderOutput breaks the layout. ONNX Runtime itself is asked: it writes the model as it runs it to a file.
+other one costs a ReorderOutput before it and a ReorderInput behind it, and itself runs unblocked and unfused. What
+reads a ReorderOutput breaks the layout. ONNX Runtime itself is asked: it writes the model as it runs it to a file.
 """
 
 import platform
@@ -105,7 +105,9 @@ def find(model: ir.Model, atlas: Atlas, course: Course, threads: int) -> Layout:
     if not any(node.op_type == "Conv" and node.domain in ("", "ai.onnx") for node in nodes_of(model)):
         return Layout(True, "the model has no convolutions")
     if platform.machine().lower() not in _X86:
-        return Layout(False, f"it is not known: ONNX Runtime has blocked kernels for x86 only, this is {platform.machine()}")
+        return Layout(
+            False, f"it is not known: ONNX Runtime has blocked kernels for x86 only, this is {platform.machine()}"
+        )
     try:
         before = execute(model, "the model", threads=threads)
     except NormfuseError as error:

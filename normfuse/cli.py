@@ -41,6 +41,14 @@ def _complete_rule(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return [rule.name for rule in pipeline.rules() if rule.name.startswith(incomplete)]
 
 
+def _counts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Numbers of threads, separated by commas; anything else is a usage error."""
+    parts = [] if value is None else value.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{value!r} is no number of threads, nor several such as 1,2")
+    return tuple(int(part) for part in parts)
+
+
 def _names(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str]:
     """Names that are given one by one, or separated by commas."""
     return [name.strip() for value in values for name in value.split(",")]
@@ -245,19 +253,55 @@ def _closing_line(written: str | None, passed: bool, dry_run: bool, check: bool,
 @main.command(cls=Verb)
 @click.argument("model", type=click.Path())
 @click.option("--target", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="Where it will run.")
-def inspect(model: str, target: str, as_json: bool) -> None:
+@THREADS
+@click.option("--profile", is_flag=True, help="Time the nodes in ONNX Runtime: what share is normalization?")
+@click.option(
+    "--layout/--no-layout",
+    default=None,
+    help="Ask ONNX Runtime what breaks its blocked convolution layout. [default: where it is installed]",
+)
+@click.option("--data", multiple=True, type=click.Path(), metavar="X.npz", help="Time with these inputs.")
+@SHAPE
+@click.option("-v", "--verbose", is_flag=True, help="Name every node and every reason.")
+def inspect(
+    model: str,
+    target: str,
+    threads: int | None,
+    profile: bool,
+    layout: bool | None,
+    data: tuple[str, ...],
+    shapes: Shapes,
+    verbose: bool,
+    as_json: bool,
+) -> None:
     """List the normalizations of MODEL.
 
-    And every affine map: its formula, what it costs, where it stands and what would become of it.
+    And every affine map: its formula, what it costs, where it stands and what would become of it on each target.
     """
+    from importlib.util import find_spec
+
+    if (data or shapes) and not profile:
+        raise click.UsageError("--data and --shape are what --profile times with; give that, too")
+    inputs = _arrays(data)
     from normfuse import console, inspection
 
-    with console.Progress(f"reading {model}"):
-        sites = inspection.inspect(model, target)
+    with console.Progress(f"reading {model}") as progress:
+        found = inspection.inspect(
+            model,
+            target,
+            threads=threads,
+            profile=profile,
+            layout=find_spec("onnxruntime") is not None if layout is None else layout,
+            data=inputs or None,
+            shapes=shapes,
+            progress=progress.say,
+        )
     if as_json:
-        print_json("inspect", {"model": model, "target": target, "sites": [site.to_dict() for site in sites]})
+        print_json("inspect", {"model": model, "target": target, **found.to_dict()})
     else:
-        console.print_sites(sites)
+        from normfuse.console_inspect import print_inspection
+
+        print_inspection(found, verbose=verbose)
 
 
 @main.command(cls=Verb)
@@ -312,63 +356,63 @@ def verify(
 
 @main.command(cls=Verb)
 @click.argument("models", nargs=-1, required=True, type=click.Path(), metavar="A [B ...]")
-@THREADS
+@click.option(
+    "--threads",
+    "threads",
+    callback=_counts,
+    metavar="N[,N...]",
+    help="Threads to run on, or several numbers to time in turn. [default: all]",
+)
 @click.option("--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Interleaved rounds.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="What all rounds together may take, for each number of threads.",
+)
 @click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Who runs them.")
+@click.option("--tax", is_flag=True, help="Time each model without its normalizations, too: what do they cost?")
+@click.option("--data", multiple=True, type=click.Path(), metavar="X.npz", help="Time with these inputs.")
 @SHAPE
 def bench(
     models: tuple[str, ...],
-    threads: int | None,
+    threads: tuple[int, ...],
     rounds: int,
+    seconds: float,
     provider: str,
+    tax: bool,
+    data: tuple[str, ...],
     shapes: Shapes,
     as_json: bool,
 ) -> None:
     """Time models side by side.
 
-    In turn, round by round; the table gives medians, quartiles, and ratios to the first model.
+    In turn, round by round: medians with their confidence intervals, and ratios to the first model. With --tax, also
+    the share of the time that goes when normalizations and affine maps are taken out: an upper bound of their cost.
     """
+    inputs = _arrays(data)
     from normfuse import bench as timing
     from normfuse import console
 
-    with console.Progress("timing"):
-        table = timing.bench(list(models), threads=threads, rounds=rounds, shapes=shapes, provider=provider)
+    with console.Progress("timing") as progress:
+        table = timing.bench(
+            list(models),
+            threads=threads or None,
+            rounds=rounds,
+            seconds=seconds,
+            shapes=shapes,
+            data=inputs or None,
+            provider=provider,
+            tax=tax,
+            progress=progress.say,
+        )
     if as_json:
         print_json("bench", table.to_dict())
     else:
-        click.echo(table)
+        from normfuse.console_bench import print_bench
 
-
-@main.command(cls=Verb)
-@click.option("--list", "lists", is_flag=True, help="Show what has been measured.")
-@click.option("--clear", is_flag=True, help="Forget it.")
-def tune(lists: bool, clear: bool, as_json: bool) -> None:
-    """List or forget what `optimize --tune` has measured.
-
-    The records lie in the user's cache folder; NORMFUSE_CACHE names another one.
-    """
-    if lists == clear:
-        raise click.UsageError("give --list to see what has been measured, or --clear to forget it")
-    from normfuse.tuning_cache import TuningCache
-
-    cache = TuningCache()
-    if lists:
-        records = cache.records()
-        if as_json:
-            content = {"folder": str(cache.folder), "records": [record.to_dict() for record in records]}
-            print_json("tune", content)
-        else:
-            from normfuse import console
-
-            console.print_records(records)
-    else:
-        count = cache.clear()
-        if as_json:
-            print_json("tune", {"folder": str(cache.folder), "cleared": count})
-        else:
-            click.echo(f"{count} records removed from {cache.folder}")
-    if cache.warning:
-        click.echo(f"Warning: {cache.warning}", err=True)
+        print_bench(table)
 
 
 @main.command(cls=Verb)

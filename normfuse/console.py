@@ -1,7 +1,6 @@
 """Results as text for people: tables on stdout, progress on stderr."""
 
 import inspect
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,17 +13,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from normfuse.report import Change, Counts, Refusal, Report
+from normfuse.tables import nameless as _nameless
+from normfuse.tables import print_table as _print
+from normfuse.tables import table as _table
 
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from normfuse.inspection import Site
     from normfuse.passes.rule import Rule
     from normfuse.tuning_cache import Measured, Record
     from normfuse.verification import Parity
-
-PIPE_WIDTH = 4096
-"""Columns of an output that is no terminal: nothing is wrapped or cut there, so that it can be searched."""
 
 PATIENCE = 1.0
 """Seconds after which work counts as long, and its progress is shown."""
@@ -128,11 +126,6 @@ def _print_refusals(refusals: Sequence[Refusal], verbose: bool) -> None:
     print(f"(the nodes{f' and {more} more reasons' if more > 0 else ''}: --verbose)\n")
 
 
-def _nameless(reason: str) -> str:
-    """A reason without the names that it quotes, so that like reasons are one group."""
-    return re.sub(r"'[^']*'", "the value", re.sub(r"(?<=\w) '[^']*'", "", reason))
-
-
 def print_parity(parity: "Parity", *, table: bool = True) -> None:
     """Prints a verdict, what it rests on, and how each output fared where `table` is set."""
     if table and parity.outputs:
@@ -162,67 +155,6 @@ def _outputs(parity: "Parity") -> Table:
             "passed" if output.passed else f"FAILED: {output.reason}",
         )
     return table
-
-
-def print_sites(sites: Sequence["Site"]) -> None:
-    """Prints the normalizations and affine maps of a model."""
-    if not sites:
-        print("no normalization and no affine map found")
-        return
-    table = _table("node", "operator", "statistics", "shape", ">ε", ">elements", "stands", "outcome")
-    for site in sites:
-        table.add_row(
-            site.node,
-            site.operator,
-            site.statistics,
-            _shape(site.shape, site.dtype),
-            "" if site.epsilon is None else f"{site.epsilon:.3g}",
-            _elements(site),
-            f"{_few(map(_brief, site.behind))} → · → {_few(map(_brief, site.before))}",
-            _outcome(site),
-        )
-    _print(table)
-    formulas = _table("operator", "statistics", "formula")
-    for row in dict.fromkeys((site.operator, site.statistics, site.formula) for site in sites):
-        formulas.add_row(*row)
-    _print(formulas)
-    folded = sum(site.outcome != "stays" for site in sites)
-    print(f"{len(sites)} normalizations and affine maps, of which {folded} go and {len(sites) - folded} stay")
-
-
-def _shape(shape: tuple[int | str | None, ...] | None, dtype: str | None) -> str:
-    dims = "?" if shape is None else "×".join("?" if dim is None else str(dim) for dim in shape)
-    return f"{dims} {(dtype or '').lower()}".rstrip()
-
-
-def _elements(site: "Site") -> str:
-    """The cost; a lower bound where a dimension is dynamic."""
-    if site.elements is None or site.shape is None:
-        return "?"
-    return f"{site.elements:,}" if all(isinstance(dim, int) for dim in site.shape) else f"≥ {site.elements:,}"
-
-
-def _few(names: Iterable[str]) -> str:
-    """The first two names, and how many there are besides."""
-    every = list(names)
-    more = f" +{len(every) - 2}" if len(every) > 2 else ""
-    return ", ".join(every[:2]) + more if every else "—"
-
-
-def _brief(title: str) -> str:
-    """Operator and name of a node; the name alone where it begins with the operator."""
-    operator, _, name = title.partition(" ")
-    return name if name.startswith(operator) else title
-
-
-def _outcome(site: "Site") -> str:
-    match site.outcome:
-        case "folded":
-            return f"folded into {_few(site.into)}"
-        case "removed":
-            return "removed"
-        case "stays":
-            return f"stays: {'; '.join(site.reasons)}" if site.reasons else "stays"
 
 
 def print_records(records: Sequence["Record"]) -> None:
@@ -257,19 +189,3 @@ def print_rule(rule: "Rule") -> None:
     print(f"{rule.name}: {rule.kind} ({', '.join(rule.operators) or 'any operator'}{side})\n")
     print(inspect.getdoc(rule.law) or "")
     print(f"\nWhy: {rule.reason}")
-
-
-def _table(*columns: str) -> Table:
-    """An empty table; a column whose title starts with `>` is aligned to the right."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
-    return table
-
-
-def _print(table: Table) -> None:
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    console = Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
-    with console.capture() as captured:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")

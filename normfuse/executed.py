@@ -1,11 +1,10 @@
-"""What ONNX Runtime makes of a model at ORT_ENABLE_ALL, read from the file that it writes, and how long each node takes.
+"""What ONNX Runtime makes of a model at ORT_ENABLE_ALL, by the file that it writes, and how long each node takes.
 
-Names change on the way: a fused node gets a new name but writes the value that the last node of the fused writes; a
-convolution in the blocked layout writes a new value, and its name is that of the old one with `_nchwc` behind (`_bn_nchwc`
-where it was a BatchNormalization); the
-operators of a function body that was expanded have no names. So each node is known by the values of the model that it
-writes. To time it, the file is given names that are unique, and is run at ORT_DISABLE_ALL: the same kernels in the same
-order.
+Names change on the way. A fused node gets a new name, but writes the value that the last node of those fused wrote; a
+node in the blocked layout writes a new value, and its name is that of the old one with `_nchwc` behind (`_bn_nchwc`
+where it was a BatchNormalization); the operators of a function body that was expanded have no names. So each node is
+known by the values of the model that it writes. To time it, the nodes of the file are given names that are unique, and
+it is run at ORT_DISABLE_ALL: the same kernels in the same order.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Formulas of normalizations and affine maps as a reader wants them: numbers filled in, S in plain words.
 
-    γ · (x − E[x]) / √(Var[x] + 1e-05) + β, S: H, W and 8 of 64 channels; per sample
+γ · (x − E[x]) / √(Var[x] + 1e-05) + β, S: H, W and 8 of 64 channels; per sample
 """
 
 from collections.abc import Sequence

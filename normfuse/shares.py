@@ -17,6 +17,7 @@ from normfuse.executed import Executed, Kernel, execute
 from normfuse.fates import nodes_of
 from normfuse.inspection import Inspection, Site
 from normfuse.probes import typical_inputs
+from normfuse.report import NORMALIZATIONS
 from normfuse.runtime import session
 
 _LINEAR = frozenset(
@@ -132,11 +133,11 @@ def _part(site: Site, executed: Executed, origins: Mapping[str, ir.Node], by_nam
     result = str(by_name[site.node].outputs[0].name)
     last = executed.writers.get(result)
     if last is None:
-        return _fused_forward(by_name[site.node], executed)
+        return _fused_forward(by_name[site.node], executed, is_norm=site.is_norm)
     if last.scales and by_name[site.node].op_type != "Conv":
         return _scaling(last)
-    foreign = last.operator in _LINEAR and not any(by_name[name].op_type == last.operator for name in members)
-    if foreign:
+    takers = _LINEAR if site.name is not None else _LINEAR | NORMALIZATIONS
+    if last.operator in takers and not any(by_name[name].op_type == last.operator for name in members):
         return _Part((), 0.0, f"ONNX Runtime fuses it into {last.operator}")
     region: dict[int, Kernel] = {}
     pending = [last]
@@ -147,7 +148,9 @@ def _part(site: Site, executed: Executed, origins: Mapping[str, ir.Node], by_nam
         region[id(kernel)] = kernel
         for value in kernel.inputs:
             before = executed.writers.get(value)
-            if before is None or before.operator in (*_LINEAR, *_REORDERS) and not _is_own(before, origins, members):
+            if before is None:
+                continue
+            if before.operator in (*_LINEAR, *_REORDERS) and not _is_own(before, origins, members):
                 continue
             if all(origins[one].name in members for one in before.writes if one in origins):
                 pending.append(before)
@@ -172,7 +175,7 @@ def _with(last: Kernel, members: set[str], origins: Mapping[str, ir.Node]) -> st
     return ""
 
 
-def _fused_forward(node: ir.Node, executed: Executed) -> _Part:
+def _fused_forward(node: ir.Node, executed: Executed, *, is_norm: bool) -> _Part:
     """The part of a site whose result is gone: what has become of it is what writes the next value that is left."""
     pending, seen = [(node, 0)], {node}
     while pending:
@@ -183,7 +186,9 @@ def _fused_forward(node: ir.Node, executed: Executed) -> _Part:
             if writer is not None:
                 if writer.scales:
                     return _scaling(writer)
-                if writer.operator in _LINEAR:
+                if writer.operator in NORMALIZATIONS and is_norm:
+                    return _Part((writer,), writer.seconds, f"with what follows it, as {writer.operator}")
+                if writer.operator in _LINEAR | NORMALIZATIONS:
                     return _Part((), 0.0, f"ONNX Runtime fuses it into {writer.operator}")
                 return _Part((), None, f"ONNX Runtime fuses it into {writer.operator}: its time cannot be told")
             if reader not in seen and distance < _REACH:

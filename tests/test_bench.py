@@ -8,7 +8,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from normfuse.bench import FEWEST_ROUNDS, BenchTable, Timing, bench
+from normfuse.bench import CONFIDENCE, FEWEST_ROUNDS, BenchTable, Timing, bench, interval_ranks
 from normfuse.errors import ModelError, NormfuseError, TargetError
 
 pytest.importorskip("onnxruntime")
@@ -55,6 +55,37 @@ class TestTable:
         line = str(BenchTable((timing,), "cpu", 1, "all", 6, {})).splitlines()[1]
         assert line.split() == ["net", "2.000", "1.500", "2.500", "0.500", "0.250", "0.750"]
 
+    def test_intervals_enclose_what_they_are_of(self) -> None:
+        for timing in quick(model(RELU), model(TWO)).timings:
+            assert timing.interval[0] <= timing.median <= timing.interval[1]
+            assert timing.ratio_interval[0] <= timing.ratio <= timing.ratio_interval[1]
+            assert timing.p90 > 0
+            assert timing.providers == ("CPUExecutionProvider",)
+            assert timing.tax is None
+
+    def test_several_numbers_of_threads_are_timed_each_against_its_own_first(self) -> None:
+        table = quick(model(RELU), model(TWO), names=["a", "b"], threads=(2, 1, 2))
+        assert [(timing.name, timing.threads) for timing in table.timings] == [("a", 2), ("b", 2), ("a", 1), ("b", 1)]
+        assert [timing.ratio for timing in table.timings[::2]] == [1.0, 1.0]
+        assert table.threads == 2
+        assert table.onnxruntime
+
+    @pytest.mark.parametrize(
+        ("count", "rank", "reached"),
+        [(1, 1, 0.0), (5, 1, 0.9375), (6, 1, 0.96875), (10, 2, 0.97852), (30, 10, 0.95722), (100, 40, 0.96480)],
+    )
+    def test_the_ranks_of_an_interval_are_those_of_the_tables(self, count: int, rank: int, reached: float) -> None:
+        assert interval_ranks(count) == (rank, pytest.approx(reached, abs=1e-5))
+
+    def test_an_interval_encloses_the_median_as_often_as_it_says(self) -> None:
+        rng = np.random.default_rng(0)
+        count, draws = 15, 20_000
+        rank, reached = interval_ranks(count)
+        ordered = np.sort(rng.exponential(size=(draws, count)), axis=1)
+        enclosed = float(np.mean((ordered[:, rank - 1] <= np.log(2)) & (np.log(2) <= ordered[:, -rank])))
+        assert reached >= CONFIDENCE
+        assert enclosed == pytest.approx(reached, abs=4 * (reached * (1 - reached) / draws) ** 0.5)
+
 
 class TestModels:
     def test_every_kind_of_source_can_stand_beside_another(self, tmp_path: Path) -> None:
@@ -81,6 +112,15 @@ class TestInputs:
         assert quick(model(image)).shapes == {"x": (1, 3, 224, 224)}
         assert quick(model(tokens)).shapes == {"x": (1, 128)}
 
+    def test_sizes_that_the_model_does_not_take_are_passed_over(self) -> None:
+        text = """<ir_version: 8, opset_import: ["" : 17]> net (float[N,3,H,W] x) => (float[N,192] y)
+            { shape = Constant <value_ints = [-1, 192]> () y = Reshape (x, shape) s = Slice (x, a, b) }"""
+        fixed = text.replace("s = Slice (x, a, b)", "").replace("-1, 192", "1, 12288")
+        assert quick(model(fixed)).shapes == {"x": (1, 3, 64, 64)}
+
+    def test_own_inputs_are_used(self) -> None:
+        assert quick(model(RELU), data={"x": np.ones((2, 3, 4))}).shapes == {"x": (2, 3, 4)}
+
     def test_a_shape_can_be_given(self) -> None:
         assert quick(model(RELU), shapes={"x": (5, 3, 4)}).shapes == {"x": (5, 3, 4)}
 
@@ -106,7 +146,7 @@ class TestRefusals:
     def test_what_does_not_load_and_what_does_not_run(self) -> None:
         with pytest.raises(ModelError, match="text, not a model"):
             quick(b"not a model")
-        with pytest.raises(TargetError, match="model 1: ONNX Runtime failed to run it.*give other shapes"):
+        with pytest.raises(TargetError, match=r"model 1: ONNX Runtime failed to run it.*give other shapes"):
             quick(model(RELU), shapes={"x": (1, 3, 5)})
 
     def test_an_unknown_provider(self) -> None:

@@ -1,4 +1,6 @@
 import json
+import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,6 +45,28 @@ def small_model(seed: int = 0) -> onnx.ModelProto:
     for name, array in constants.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
     for node, name in zip(model.graph.node, ("conv1", "norm", "relu", "conv2"), strict=True):
+        node.name = name
+    return model
+
+
+def several_norms() -> onnx.ModelProto:
+    """Two InstanceNormalizations alike, an LRN, and a scale that cannot be folded."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        norms (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {
+            a = InstanceNormalization (x, scale, scale)
+            b = Sigmoid (a)
+            c = InstanceNormalization (b, scale, scale)
+            d = Tanh (c)
+            e = LRN <size = 3> (d)
+            f = Sigmoid (e)
+            g = Mul (f, scalar)
+            y = Tanh (g)
+        }
+    """)
+    for name, array in {"scale": np.float32([1, 2, 3, 4]), "scalar": np.float32([3])}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    for node, name in zip(model.graph.node, ("first", "s", "second", "t", "lrn", "u", "scaled", "v"), strict=True):
         node.name = name
     return model
 
@@ -498,6 +522,22 @@ class TestBench:
         assert content["schema_version"] == 1
         assert [timing["name"] for timing in content["timings"]] == ["model.onnx", "model.onnx"]
 
+    def test_prints_intervals_and_what_normalization_costs(self, model: Path) -> None:
+        pytest.importorskip("onnxruntime")
+        result = run("bench", model, "--threads", "1,2", "--rounds", "2", "--seconds", "0.1", "--tax")
+        assert result.exit_code == 0, result.output
+        lines = [line.split() for line in result.stdout.splitlines()]
+        assert lines[0] == ["model", "threads", "ms", "interval", "p90", "ratio", "interval"]
+        assert [line[:2] for line in lines[1:3]] == [["model.onnx", "1"], ["model.onnx", "2"]]
+        assert "1 normalization, 0 affine maps" in result.stdout
+        assert "CPUExecutionProvider" in result.stdout
+
+    @pytest.mark.parametrize("threads", ["0", "1,", "two", "1;2"])
+    def test_threads_are_numbers(self, model: Path, threads: str) -> None:
+        result = run("bench", model, "--threads", threads)
+        assert result.exit_code == 2
+        assert "is no number of threads" in result.stderr
+
 
 class TestInspect:
     def test_lists_the_normalizations(self, model: Path) -> None:
@@ -512,6 +552,83 @@ class TestInspect:
         content = json.loads(run("inspect", model, "--json").stdout)
         assert content["schema_version"] == 1
         assert [(site["node"], site["outcome"]) for site in content["sites"]] == [("norm", "folded")]
+        assert set(content["sites"][0]["targets"]) == {"portable", "cpu", "cuda"}
+        assert content["profile"] is None
+
+    def test_prints_normalizations_by_what_they_compute(self, tmp_path: Path) -> None:
+        path = tmp_path / "norms.onnx"
+        onnx.save(several_norms(), path)
+        result = run("inspect", path, "--no-layout")
+        assert result.exit_code == 0, result.output
+        lines = result.stdout.splitlines()
+        assert lines[0] == (
+            "InstanceNorm (InstanceNormalization): γ · (x − E[x]) / √(Var[x] + 1e-05) + β, "
+            "S: H, W; per sample and channel"
+        )
+        assert lines[1:4] == [
+            "  γ and β constant",
+            "  everywhere: stays: no better form is known",
+            "  node    shape",
+        ]
+        assert [line.split()[0] for line in lines[4:6]] == ["first", "second"]
+        assert any(line.startswith("LRN (LRN): ") for line in lines)
+        assert "2 normalizations" not in result.stdout
+        assert lines[-1].startswith("3 normalizations (0 spelled out), 1 affine map; ")
+
+    def test_many_affine_maps_are_counted(self, tmp_path: Path) -> None:
+        proto = onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["" : 17]> g (float[1, 4] x) => (float[1, 4] y0) { '
+            + " ".join(f"y{i} = Sigmoid (t{i}) t{i} = Mul (y{i + 1}, k)" for i in range(31)).replace("y31", "x")
+            + " }"
+        )
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([2]), "k"))
+        onnx.save(proto, tmp_path / "many.onnx")
+        counted = run("inspect", tmp_path / "many.onnx", "--no-layout")
+        assert [line.split()[:2] for line in counted.stdout.splitlines()[:2]] == [["affine", "maps"], ["30", "Mul"]]
+        every = run("inspect", tmp_path / "many.onnx", "--no-layout", "-v")
+        assert len(every.stdout.splitlines()) > 31
+
+    def test_profile_tells_the_share_of_the_time(self, tmp_path: Path) -> None:
+        pytest.importorskip("onnxruntime")
+        path = tmp_path / "norms.onnx"
+        onnx.save(several_norms(), path)
+        np.savez(tmp_path / "x.npz", x=np.ones((2, 4, 8, 8), np.float32))
+        result = run("inspect", path, "--profile", "--data", tmp_path / "x.npz", "--threads", "1")
+        assert result.exit_code == 0, result.output
+        assert re.search(r"^normalization: \d+\.\d % of the time, ", result.stdout, re.MULTILINE)
+        assert "1 thread, x 2×4×8×8" in result.stdout
+        assert re.search(r"^ *first +N×4×8×8 float +\d+\.\d % +InstanceNormalization$", result.stdout, re.MULTILINE)
+
+    def test_inputs_without_a_profile_are_a_mistake(self, model: Path) -> None:
+        result = run("inspect", model, "--shape", "x=1x3x8x8")
+        assert result.exit_code == 2
+        assert "--profile" in result.stderr
+
+    def test_a_profile_without_onnxruntime_says_what_to_install(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        result = run("inspect", model, "--profile", "--no-layout")
+        assert result.exit_code == 4
+        assert "pip install normfuse[cpu]" in result.stderr
+        without = run("inspect", model, "--layout")
+        assert without.exit_code == 0, without.output
+        assert "it is not known: ONNX Runtime is not installed" in without.stdout
+
+    def test_says_what_breaks_the_blocked_layout(self, tmp_path: Path) -> None:
+        pytest.importorskip("onnxruntime")
+        path = tmp_path / "chain.onnx"
+        proto = onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["" : 17]> g (float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y) '
+            "{ a = Conv (x, w) p = Softplus (a) y = Conv (p, w) }"
+        )
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((16, 16, 1, 1), np.float32), "w"))
+        onnx.save(proto, path)
+        result = run("inspect", path)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith("blocked convolution layout")
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            assert "Softplus" in result.stdout
 
 
 @pytest.mark.parametrize(

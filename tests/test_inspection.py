@@ -1,12 +1,18 @@
+import json
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx.numpy_helper
+import onnx_ir as ir
 import pytest
 
 from normfuse import inspection
-from normfuse.inspection import AFFINE_FORMULAS, NORM_FORMULAS, Site, inspect
+from normfuse.fates import Fate
+from normfuse.formulas import AFFINE_FORMULAS, NORM_FORMULAS, details, extent, formula
+from normfuse.inspection import Site, inspect
+from normfuse.norm import Standardize
+from normfuse.passes.access import Dim
 from normfuse.report import NORMALIZATIONS
 
 
@@ -45,6 +51,7 @@ def test_a_foldable_normalization_says_where_it_goes() -> None:
     )
     before = model.SerializeToString()
     (site,) = inspect(model)
+    fate = Fate("folded", ("a",), (), ("conv-after",))
     assert site == Site(
         node="n",
         operator="BatchNormalization",
@@ -58,6 +65,9 @@ def test_a_foldable_normalization_says_where_it_goes() -> None:
         elements=2 * 4 * 8 * 8,
         outcome="folded",
         into=("a",),
+        name="BatchNorm",
+        nodes=("n",),
+        targets=dict.fromkeys(("portable", "cpu", "cuda"), fate),
     )
     assert model.SerializeToString() == before
 
@@ -202,6 +212,122 @@ def test_a_subgraph_is_listed() -> None:
         k=(4,),
     )
     assert [site.operator for site in found.values()] == ["Mul"]
+
+
+SPELLED = (
+    HEAD
+    + """ g (float[N, 8, 6, 6] x, float[N, 8, 1, 1] t) => (float[N, 8, 6, 6] y) {
+        three = Constant <value_ints = [0, 2, -1]> ()
+        r = Reshape (x, three)
+        i = InstanceNormalization <epsilon = 0.01> (r, ones, zeros)
+        four = Shape (x)
+        b = Reshape (i, four)
+        m = Mul (b, k)
+        a = Add (m, t)
+        y = Tanh (a)
+    }"""
+)
+
+
+def test_a_normalization_that_is_spelled_out_is_one_site() -> None:
+    model = parse(SPELLED, k=(8, 1, 1))
+    for name, value in (("ones", 1.0), ("zeros", 0.0)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.full(2, value, np.float32), name))
+    site, scale = inspect(model, threads=1)
+    assert (site.name, site.operator, site.node, site.statistics) == ("GroupNorm", "GroupNorm", "b", "input")
+    assert set(site.nodes) == {"r", "i", "b"}
+    assert site.formula == "(x − E[x]) / √(Var[x] + 0.01), S: H, W and 4 of 8 channels; per sample"
+    assert (site.shape, site.dtype, site.epsilon, site.groups) == (("N", 8, 6, 6), "FLOAT", pytest.approx(0.01), 2)
+    assert site.is_norm
+    assert (scale.node, scale.operator, scale.formula, scale.name) == ("m", "Mul", "a · x", None)
+
+
+def test_what_becomes_of_it_is_told_for_each_target() -> None:
+    found = inspect(
+        parse(
+            HEAD
+            + """ g (float[1, 16, 9, 9] x) => (float[1, 16, 9, 9] y) {
+                n = LRN <size = 5, alpha = 0.1, beta = 0.75, bias = 1.0> (x)
+                y = Tanh (n)
+            }"""
+        )
+    )
+    (site,) = found
+    assert list(site.targets) == ["portable", "cpu", "cuda"]
+    assert site.targets["cpu"].outcome == site.outcome == "rewritten"
+    assert "AveragePool" in site.targets["cpu"].operators
+    assert site.targets["cpu"].rules == ("lrn-by-pool",)
+    assert site.targets["portable"].outcome == site.targets["cuda"].outcome == "stays"
+    assert site.targets["portable"].reasons
+    body = " g (float[1, 16, 9, 9] x) => (float[1, 16, 9, 9] y) { y = LRN <size = 5> (x) }"
+    assert inspect(parse(HEAD + body), "cuda")[0].outcome == "stays"
+    assert json.loads(json.dumps(found.to_dict()))["sites"][0]["targets"]["cpu"]["outcome"] == "rewritten"
+
+
+def test_γ_and_β_are_constant_or_computed() -> None:
+    found = sites(
+        HEAD
+        + """ g (float[2, 4, 8] x, float[8] c) => (float[2, 4, 8] y) {
+            n = LayerNormalization (x, s, c)
+            y = LayerNormalization (n, s)
+        }""",
+        s=(8,),
+    )
+    assert [(site.name, site.scale, site.bias) for site in found.values()] == [
+        ("LayerNorm", "constant", "computed"),
+        ("LayerNorm", "constant", None),
+    ]
+
+
+def test_parts_of_an_activation_are_no_affine_maps() -> None:
+    found = sites(
+        HEAD
+        + """ g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) {
+            three = Constant <value_float = 3.0> ()
+            zero = Constant <value_float = 0.0> ()
+            six = Constant <value_float = 6.0> ()
+            c = Conv (x, w)
+            a = Add (c, three)
+            l = Clip (a, zero, six)
+            m = Mul (c, l)
+            d = Div (m, six)
+            y = Conv (d, w)
+        }""",
+        w=(4, 4, 1, 1),
+    )
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("standardize", "sizes", "says"),
+    [
+        (Standardize.layer_norm((2,)), (2, 7, 16), "the last axis (16); per position"),
+        (Standardize.layer_norm((1,)), (2, "D"), "the last axis; per position"),
+        (Standardize.layer_norm((1, 2, 3)), (2, 8, 6, 6), "C, H, W; per sample"),
+        (Standardize.layer_norm((1,)), (2, 8, 6, 6), "C; per sample and position"),
+        (Standardize.layer_norm((0,)), (2, 8), "axis 0; per column"),
+        (Standardize.layer_norm((0, 1)), (2, 8), "axes 0, 1; one for all"),
+        (Standardize.layer_norm((3, 4)), (1, 2, 3, 4, 5, 6), "axes 3, 4; per sample, channel and position"),
+        (Standardize.instance_norm(4), (2, 8, 6, 6), "H, W; per sample and channel"),
+        (Standardize.instance_norm(3), (2, 8, 6), "the last axis (6); per position"),
+        (Standardize.instance_norm(5), (2, 8, 4, 6, 6), "D, H, W; per sample and channel"),
+        (Standardize.batch_norm(4), (2, 8, 6, 6), "N, H, W; per channel"),
+        (Standardize.group_norm(4, 2), ("N", 8, "H", "W"), "H, W and 4 of 8 channels; per sample"),
+        (Standardize.group_norm(3, 2), (2, None, 6), "L and 1/2 of the channels; per sample"),
+        (Standardize.local_response(5), (2, 8, 6, 6), "a window of 5 channels; per sample and position"),
+        (Standardize.layer_norm((2, 3)), None, "axes 2, 3"),
+    ],
+)
+def test_what_shares_a_mean_is_said_in_words(standardize: Standardize, sizes: list[Dim] | None, says: str) -> None:
+    assert extent(standardize, sizes) == says
+    assert formula(standardize, sizes, scaled=True, shifted=True).endswith(f" + β, S: {says}")
+
+
+def test_details_tell_what_a_formula_may_hide() -> None:
+    assert details(Standardize.layer_norm((1,))) == ()
+    unusual = Standardize((1,), 1e-3, "outside", ddof=1, dtype=ir.DataType.FLOAT, cancels=True)
+    assert [detail.split()[-1] for detail in details(unusual)] == ["1", "root", "means", "float"]
+    assert details(Standardize.lp_norm((1,), epsilon=1e-12)) == ("ε stands as a lower bound",)
 
 
 def test_every_normalization_has_a_formula() -> None:

@@ -1,0 +1,55 @@
+"""Tables on stdout as all verbs print them, and how they write names, shapes and shares."""
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+PIPE_WIDTH = 4096
+"""Columns of an output that is no terminal: nothing is wrapped or cut there, so that it can be searched."""
+
+
+def table(*columns: str) -> Table:
+    """An empty table; a column whose title starts with `>` is aligned to the right."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        made.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+    return made
+
+
+def print_table(made: Table) -> None:
+    """Prints a table on stdout, and an empty line."""
+    console = Console(file=sys.stdout, width=width(), markup=False, highlight=False, emoji=False)
+    with console.capture() as captured:
+        console.print(made)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
+
+
+def width() -> int | None:
+    """Columns of the output; None where the terminal tells."""
+    return None if sys.stdout.isatty() else PIPE_WIDTH
+
+
+def shape(sizes: Sequence[int | str | None] | None, dtype: str | None = None) -> str:
+    """A shape and a dtype: `1×64×?×? float`."""
+    dims = "?" if sizes is None else "×".join("?" if dim is None else str(dim) for dim in sizes)
+    return f"{dims} {(dtype or '').lower()}".rstrip()
+
+
+def few(names: Iterable[str]) -> str:
+    """The first two names, and how many there are besides."""
+    every = list(names)
+    more = f" +{len(every) - 2}" if len(every) > 2 else ""
+    return ", ".join(every[:2]) + more if every else "—"
+
+
+def percent(share: float) -> str:
+    """A share of the time: `23.1 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def nameless(reason: str) -> str:
+    """A reason without the names that it quotes, so that like reasons are one group."""
+    return re.sub(r"'[^']*'", "the value", re.sub(r"(?<=\w) '[^']*'", "", reason))
