@@ -239,9 +239,9 @@ def _entrants(models: Sequence["Source"], labels: Sequence[str], tax: bool, fold
 
     for index, (source, label) in enumerate(zip(models, labels, strict=True)):
         model = load(source)
-        is_path = isinstance(source, str | os.PathLike)
         # A path is handed on, so that ONNX Runtime finds external data beside it.
-        yield _Entrant(label, model, os.fspath(source) if is_path else _payload(model, folder, f"{index}"))
+        path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+        yield _Entrant(label, model, path or _payload(model, folder, f"{index}"))
         if tax:
             from normfuse.tax import untaxed
 

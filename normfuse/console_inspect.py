@@ -154,11 +154,10 @@ def _print_layout(layout: Layout, verbose: bool) -> None:
         f"blocked convolution layout of ONNX Runtime: {_count(layout.convolutions, 'convolution')} in it, "
         f"{layout.unblocked} not; {_count(layout.reorders, 'reorder')}{after}"
     )
-    groups: dict[tuple[str, ...], list[Break]] = defaultdict(list)
+    groups: dict[tuple[str, str, str, str], list[Break]] = defaultdict(list)
     for one in layout.breaks:
         fate = "" if one.fate is None else _fate_in_short(one.fate)
-        key = (one.part_of or one.operator, one.because, fate)
-        groups[(*key, one.node) if verbose else key].append(one)
+        groups[one.part_of or one.operator, one.because, fate, one.node if verbose else ""].append(one)
     rows = table(">reorders", "broken by", "such as", "because", "for cpu")
     for key, members in sorted(groups.items(), key=lambda item: -sum(one.reorders for one in item[1])):
         count = sum(one.reorders for one in members)

@@ -75,7 +75,8 @@ class TestTable:
         [(1, 1, 0.0), (5, 1, 0.9375), (6, 1, 0.96875), (10, 2, 0.97852), (30, 10, 0.95722), (100, 40, 0.96480)],
     )
     def test_the_ranks_of_an_interval_are_those_of_the_tables(self, count: int, rank: int, reached: float) -> None:
-        assert interval_ranks(count) == (rank, pytest.approx(reached, abs=1e-5))
+        assert interval_ranks(count)[0] == rank
+        assert interval_ranks(count)[1] == pytest.approx(reached, abs=1e-5)
 
     def test_an_interval_encloses_the_median_as_often_as_it_says(self) -> None:
         rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner, Result
 
-from normfuse import cli, console, pipeline, verification
+from normfuse import cli, console, pipeline, tables, verification
 from normfuse.errors import NormfuseError, ParityError, TargetError
 from normfuse.metric import OutputParity
 from normfuse.passes.rule import Rule
@@ -64,7 +64,7 @@ def several_norms() -> onnx.ModelProto:
             y = Tanh (g)
         }
     """)
-    for name, array in {"scale": np.float32([1, 2, 3, 4]), "scalar": np.float32([3])}.items():
+    for name, array in {"scale": np.array([1, 2, 3, 4], np.float32), "scalar": np.array([3], np.float32)}.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     for node, name in zip(model.graph.node, ("first", "s", "second", "t", "lrn", "u", "scaled", "v"), strict=True):
         node.name = name
@@ -581,7 +581,7 @@ class TestInspect:
             + " ".join(f"y{i} = Sigmoid (t{i}) t{i} = Mul (y{i + 1}, k)" for i in range(31)).replace("y31", "x")
             + " }"
         )
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([2]), "k"))
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2], np.float32), "k"))
         onnx.save(proto, tmp_path / "many.onnx")
         counted = run("inspect", tmp_path / "many.onnx", "--no-layout")
         assert [line.split()[:2] for line in counted.stdout.splitlines()[:2]] == [["affine", "maps"], ["30", "Mul"]]
@@ -640,7 +640,7 @@ class TestInspect:
     ],
 )
 def test_like_reasons_are_one_group(reason: str, group: str) -> None:
-    assert console._nameless(reason) == group
+    assert tables.nameless(reason) == group
 
 
 class TestProgress:
