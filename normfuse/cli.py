@@ -416,6 +416,38 @@ def bench(
 
 
 @main.command(cls=Verb)
+@click.option("--list", "lists", is_flag=True, help="Show what has been measured.")
+@click.option("--clear", is_flag=True, help="Forget it.")
+def tune(lists: bool, clear: bool, as_json: bool) -> None:
+    """List or forget what `optimize --tune` has measured.
+
+    The records lie in the user's cache folder; NORMFUSE_CACHE names another one.
+    """
+    if lists == clear:
+        raise click.UsageError("give --list to see what has been measured, or --clear to forget it")
+    from normfuse.tuning_cache import TuningCache
+
+    cache = TuningCache()
+    if lists:
+        records = cache.records()
+        if as_json:
+            content = {"folder": str(cache.folder), "records": [record.to_dict() for record in records]}
+            print_json("tune", content)
+        else:
+            from normfuse import console
+
+            console.print_records(records)
+    else:
+        count = cache.clear()
+        if as_json:
+            print_json("tune", {"folder": str(cache.folder), "cleared": count})
+        else:
+            click.echo(f"{count} records removed from {cache.folder}")
+    if cache.warning:
+        click.echo(f"Warning: {cache.warning}", err=True)
+
+
+@main.command(cls=Verb)
 @click.argument("rule", required=False, shell_complete=_complete_rule)
 def explain(rule: str | None, as_json: bool) -> None:
     """List the rules, or explain one.

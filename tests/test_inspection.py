@@ -259,7 +259,6 @@ def test_what_becomes_of_it_is_told_for_each_target() -> None:
     assert "AveragePool" in site.targets["cpu"].operators
     assert site.targets["cpu"].rules == ("lrn-by-pool",)
     assert site.targets["portable"].outcome == site.targets["cuda"].outcome == "stays"
-    assert site.targets["portable"].reasons
     body = " g (float[1, 16, 9, 9] x) => (float[1, 16, 9, 9] y) { y = LRN <size = 5> (x) }"
     assert inspect(parse(HEAD + body), "cuda")[0].outcome == "stays"
     assert json.loads(json.dumps(found.to_dict()))["sites"][0]["targets"]["cpu"]["outcome"] == "rewritten"
