@@ -1,4 +1,4 @@
-"""What looks like a normalization or an activation and is none: nothing may be found in it."""
+"""What looks like a normalization and is none: none may be found in it."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -20,7 +20,6 @@ _WINDOW = (
     " p = Pad(u, z{fill}) l = AveragePool<kernel_shape=[3,1,1], strides=[{stride},1,1]>(p)"
     " w = Constant<value_ints=[2,{left},4,4]>() b = Reshape(l, w) k = Add(b, one) r = Sqrt(k) y = Div(x, r)"
 )
-_CLIP = "zero = Constant<value_float=0.0>() three = Constant<value_float=3.0>() six = Constant<value_float=6.0>()"
 _RESHAPED = (
     "t = Constant<value_ints={there}>() r = Reshape(x, t) n = InstanceNormalization(r, unit, null)"
     " b = Constant<value_ints={back}>() y = Reshape(n, b)"
@@ -123,28 +122,6 @@ _TEXTS: tuple[tuple[str, str, str, str], ...] = (
         ),
     ),
     ("LRN", "padded with ones", _IMAGE, _WINDOW.format(pads="[0,0,1,0,0,0,0,1,0,0]", fill=", one", stride=1, left=6)),
-    (
-        "HardSwish",
-        "divided by five",
-        _ROWS,
-        (
-            f"{_CLIP} five = Constant<value_float=5.0>() a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c)"
-            " y = Div(m, five)"
-        ),
-    ),
-    (
-        "HardSwish",
-        "another offset",
-        _ROWS,
-        f"{_CLIP} a = Add(x, one) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, six)",
-    ),
-    ("HardSwish", "mirrored", _ROWS, f"{_CLIP} a = Sub(three, x) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, six)"),
-    (
-        "HardSwish",
-        "bounded at three",
-        _ROWS,
-        (f"{_CLIP} a = Add(x, three) c = Clip(a, zero, three) m = Mul(x, c) y = Div(m, six)"),
-    ),
 )
 
 

@@ -111,6 +111,12 @@ class Emitter:
                 output.name = self.weights.fresh(f"{node.name}_output")
         graph.insert_before(anchor, self.nodes)
 
+    def discard(self) -> None:
+        """Takes back what was written: it reads values of the graph, and would count as their reader."""
+        for node in self.nodes:
+            node.resize_inputs(0)
+        self.nodes.clear()
+
 
 def _owner(graph: ir.Graph | ir.Function) -> ir.Graph:
     if isinstance(graph, ir.Function):

@@ -2,7 +2,8 @@
 
 Each row of `RECOGNIZERS` finds one mathematical form that ends at a node. What it finds becomes a call of a model-local
 function whose body is the very nodes found, so that no number changes. First the forms themselves, then what stands
-around them: a Reshape, Transpose or Cast on both sides that makes another normalization of the one between.
+around them: a Reshape, Transpose or Cast on both sides that makes another normalization of the one between. At last
+the activations, from the last node to the first.
 """
 
 from collections.abc import Collection
@@ -12,7 +13,7 @@ import onnx_ir as ir
 from normfuse.norm import Standardize
 from normfuse.passes.access import RefusedError, operator, title
 from normfuse.passes.lifted import DOMAIN, lift, lifted
-from normfuse.passes.recognizers import FORMS, RECOGNIZERS, SURROUNDINGS
+from normfuse.passes.recognizers import ACTIVATIONS, FORMS, RECOGNIZERS, SURROUNDINGS
 from normfuse.passes.rule import Rule
 from normfuse.passes.weights import Weights
 from normfuse.report import Change, Refusal
@@ -34,6 +35,7 @@ class LiftPass(ir.passes.InPlacePass):
         super().__init__()
         self._forms = tuple(rule for rule in FORMS if rule.name not in ignore)
         self._surroundings = tuple(rule for rule in SURROUNDINGS if rule.name not in ignore)
+        self._activations = tuple(rule for rule in ACTIVATIONS if rule.name not in ignore)
         self.changes: list[Change] = []
         self.refusals: list[Refusal] = []
         self._count = 0
@@ -48,15 +50,19 @@ class LiftPass(ir.passes.InPlacePass):
             for _ in range(_ROUNDS):
                 if not self._lift_graph(model, graph, weights, self._surroundings):
                     break
+            self._lift_graph(model, graph, weights, self._activations, backwards=True)
         return ir.passes.PassResult(model, len(self.changes) > before)
 
-    def _lift_graph(self, model: ir.Model, graph: ir.Graph, weights: Weights, rules: tuple[Rule, ...]) -> bool:
+    def _lift_graph(
+        self, model: ir.Model, graph: ir.Graph, weights: Weights, rules: tuple[Rule, ...], backwards: bool = False
+    ) -> bool:
         changed = False
         rows: dict[str, list[Rule]] = {}
         for rule in rules:
             for name in rule.operators:
                 rows.setdefault(name, []).append(rule)
-        for node in tuple(graph):
+        nodes = tuple(graph)
+        for node in nodes[::-1] if backwards else nodes:
             if node.graph is not graph:
                 continue
             for rule in rows.get(operator(node), ()):

@@ -53,6 +53,7 @@ class Lifted:
         names: names of the nodes in its body, for reports.
         operators: the operators of the nodes in its body.
         axes: the axes of the data that scale and bias stand along; None where they broadcast from the last one on.
+        output: the value in its body that holds the result.
     """
 
     meaning: object
@@ -62,6 +63,7 @@ class Lifted:
     names: tuple[str, ...] = field(default=())
     axes: tuple[int, ...] | None = None
     operators: frozenset[str] = frozenset()
+    output: ir.Value | None = None
 
 
 def lifted(node: ir.Node | None) -> Lifted | None:
@@ -218,6 +220,7 @@ def lift(model: ir.Model, found: Found, operator: str, overload: str) -> ir.Node
         tuple(name for node in body for name in _names(node)),
         found.axes,
         frozenset[str]().union(*(_operators(node) for node in body)),
+        output,
     )
     return call
 

@@ -3,7 +3,7 @@
 On x86 a chain of convolutions stays in a blocked layout only through operators that know it; each other one costs a
 reorder before and behind it. So a spelled hard-swish becomes HardSigmoid → Mul, which fuses into the convolution; a
 scale and a shift that could not be folded become one BatchNormalization, which runs as a blocked depthwise convolution;
-and a mean over H and W becomes GlobalAveragePool.
+and a mean over H and W becomes GlobalAveragePool. The same forms of activations are the fastest elsewhere, too.
 """
 
 from collections.abc import Collection
@@ -14,11 +14,12 @@ import onnx_ir as ir
 from normfuse.activation import Activation
 from normfuse.affine import Affine
 from normfuse.passes.access import RefusedError, attribute, dims, only_reader, operator
+from normfuse.passes.activation_forms import forms, is_written, write
 from normfuse.passes.emitter import Emitter
-from normfuse.passes.lifted import forget, lifted
+from normfuse.passes.lifted import forget, inline, lifted
 from normfuse.passes.rule import Rule
 from normfuse.passes.sources import Source, read
-from normfuse.passes.weights import Weights
+from normfuse.passes.weights import Weights, constant_tensor
 from normfuse.report import Change, Refusal
 from normfuse.target import Target
 
@@ -28,6 +29,7 @@ _BLOCKED = frozenset(
         "BatchNormalization",
         "Clip",
         "Conv",
+        "Gelu",
         "HardSigmoid",
         "HardSwish",
         "LeakyRelu",
@@ -42,22 +44,59 @@ _BLOCKED = frozenset(
 _RANK = 4
 
 
+_MERGING = frozenset({"Add", "Concat", "Sum"})
+"""Operators of several blocked values; those that are added have the same dimensions."""
+
+_FUSED = frozenset({"HardSigmoid", "Sigmoid"})
+"""Gates whose product with what they are computed of is fused into one node that knows the layout."""
+
+
 def activation(
     node: ir.Node, weights: Weights, emitter: Emitter, target: Target
 ) -> tuple[list[ir.Node], ir.Value] | None:
-    """HardSigmoid(α, β), and for a HardSwish · x; the HardSwish operator where the target is `portable` and has it."""
-    record = lifted(node)
-    if record is None or not isinstance(record.meaning, Activation):
+    """An activation in the first of its `forms`, where what stands there is none of them."""
+    meaning, data = _activation(node)
+    if meaning is None or data is None:
         return None
-    data = node.inputs[record.data]
-    assert data is not None
+    if meaning.rounded:
+        raise RefusedError("its constants are rounded: another spelling would not compute the same")
+    best = forms(meaning, target, weights.opset)
+    record = lifted(node)
+    if not best or (record is not None and any(is_written(term, record, node, weights) for term in best)):
+        return None
+    if record is None and target.provider != "cpu":
+        return None
     if data.dtype != ir.DataType.FLOAT:
-        raise RefusedError("ONNX Runtime has HardSigmoid for float32 only")
-    meaning = record.meaning
-    if meaning.kind == "HardSwish" and target.provider != "cpu" and weights.opset >= 14:
-        return [node], emitter.op("HardSwish", data)
-    gate = emitter.op("HardSigmoid", data, alpha=meaning.alpha, beta=meaning.beta)
-    return [node], gate if meaning.kind == "HardSigmoid" else emitter.op("Mul", data, gate)
+        raise RefusedError(f"ONNX Runtime has the operators of {meaning.kind} for float32 only")
+    return [node], write(best[0], data, emitter)
+
+
+def _activation(node: ir.Node) -> tuple[Activation | None, ir.Value | None]:
+    """What a lifted call or an operator computes that ONNX Runtime expands, and of what."""
+    record = lifted(node)
+    if record is not None:
+        return (record.meaning if isinstance(record.meaning, Activation) else None), node.inputs[record.data]
+    match operator(node):
+        case "Mish":
+            return Activation("Mish", 1.0, 0.0), node.inputs[0]
+        case "Swish":
+            return Activation("Swish", float(attribute(node, "alpha", 1.0)), 0.0), node.inputs[0]
+        case _:
+            return None, None
+
+
+def slopes(node: ir.Node, weights: Weights, emitter: Emitter, target: Target) -> tuple[list[ir.Node], ir.Value] | None:
+    """max(x, a · x) for PRelu(x, a) where all a ≤ 1, and LeakyRelu where all are equal."""
+    if operator(node) != "PRelu" or target.provider != "cpu" or weights.opset < 8:
+        return None
+    data, slope = node.inputs[0], weights.array(node.inputs[1])
+    if data is None or slope is None or data.dtype != ir.DataType.FLOAT or slope.size == 0:
+        return None
+    if np.all(slope == slope.ravel()[0]):
+        return [node], emitter.op("LeakyRelu", data, alpha=float(slope.ravel()[0]))
+    if np.any(slope > 1.0) or np.any(slope == 0.0) or not np.all(np.isfinite(slope)):
+        raise RefusedError("a slope is zero or more than one")
+    return [node], emitter.op("Max", data, emitter.op("Mul", data, node.inputs[1]))
 
 
 def affine(node: ir.Node, weights: Weights, emitter: Emitter, target: Target) -> tuple[list[ir.Node], ir.Value] | None:
@@ -108,22 +147,20 @@ def _in_chain(node: ir.Node, reach: int = 4) -> bool:
     """Whether a node stands behind a convolution, with nothing between that leaves the blocked layout."""
     if operator(node) == "Conv":
         return True
-    if not reach or node.inputs[0] is None:
+    before = [value.producer() for value in node.inputs if value is not None and constant_tensor(value) is None]
+    gates = [gate for gate in before if gate is not None and operator(gate) in _FUSED]
+    if operator(node) in _MERGING or (operator(node) == "Mul" and gates):
+        alike = len({str(dims(value)) for value in node.inputs}) == 1 or operator(node) == "Concat"
+    else:
+        alike = operator(node) in _BLOCKED
+    if not alike or not reach or not before:
         return False
-    record = lifted(node)
-    product = operator(node) == "Mul" and any(
-        value is not None and value.producer() is not None and operator(value.producer()) == "HardSigmoid"  # type: ignore[arg-type]
-        for value in node.inputs
-    )
-    if operator(node) not in _BLOCKED and record is None and not product:
-        return False
-    before = node.inputs[0].producer()
-    return before is not None and _in_chain(before, reach - 1)
+    return all(one is not None and _in_chain(one, reach - 1) for one in before)
 
 
 def pooled(node: ir.Node, weights: Weights, emitter: Emitter, target: Target) -> tuple[list[ir.Node], ir.Value] | None:
-    """GlobalAveragePool for a ReduceMean over H and W that keeps them."""
-    if operator(node) != "ReduceMean" or target.provider != "cpu" or not attribute(node, "keepdims", 1):
+    """GlobalAveragePool for a ReduceMean over H and W, with a Flatten where it does not keep them."""
+    if operator(node) != "ReduceMean" or target.provider != "cpu":
         return None
     data = node.inputs[0]
     sizes = dims(data)
@@ -135,17 +172,26 @@ def pooled(node: ir.Node, weights: Weights, emitter: Emitter, target: Target) ->
     before = data.producer()
     if axes is None or sorted(axis % _RANK for axis in axes) != [2, 3] or before is None or not _in_chain(before):
         return None
-    return [node], emitter.op("GlobalAveragePool", data, dims=[*sizes[:2], 1, 1])
+    mean = emitter.op("GlobalAveragePool", data, dims=[*sizes[:2], 1, 1])
+    return [node], mean if attribute(node, "keepdims", 1) else emitter.op("Flatten", mean, dims=sizes[:2], axis=1)
 
 
 BLOCKS: tuple[Rule, ...] = (
     Rule(
-        "hard-activation",
+        "activation",
         "block",
         (),
         None,
         activation,
-        "x · clip(x + 3, 0, 6) / 6 is x · HardSigmoid(x), which fuses into a convolution",
+        "an activation is written in the operators that ONNX Runtime fuses, with each other or into a convolution",
+    ),
+    Rule(
+        "slopes-as-maximum",
+        "block",
+        ("PRelu",),
+        None,
+        slopes,
+        "for slopes up to one PRelu is max(x, a · x): its kernel takes many times as long",
     ),
     Rule(
         "affine-as-batch-norm",
@@ -199,13 +245,18 @@ class BlockPass(ir.passes.InPlacePass):
             try:
                 written = row.law(node, weights, emitter, self._target)
             except RefusedError as refused:
-                self.refusals.append(Refusal(row.name, node.name or node.op_type, str(refused)))
+                emitter.discard()
+                self.refusals.append(Refusal(row.name, _title(node), str(refused)))
                 continue
             if written is None:
+                emitter.discard()
                 continue
             nodes, result = written
             self._replace(model, row, nodes, emitter, result)
             return
+        record = lifted(node)
+        if record is not None and isinstance(record.meaning, Activation):
+            inline(model, node)  # LOWER looks for the activation behind a normalization as it was written
 
     def _replace(self, model: ir.Model, row: Rule, nodes: list[ir.Node], emitter: Emitter, result: ir.Value) -> None:
         record = lifted(nodes[0])
@@ -225,3 +276,9 @@ class BlockPass(ir.passes.InPlacePass):
                 forget(model, node)
         into = tuple(str(node.name) for node in emitter.nodes)
         self.changes.append(Change(row.name, names, into, f"as {', '.join(node.op_type for node in emitter.nodes)}"))
+
+
+def _title(node: ir.Node) -> str:
+    """The name of a node; that of the last in a lifted call."""
+    record = lifted(node)
+    return node.name or node.op_type if record is None or not record.names else record.names[-1]

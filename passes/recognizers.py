@@ -9,14 +9,6 @@ from normfuse.passes.rule import Rule
 
 FORMS: tuple[Rule, ...] = (
     Rule(
-        "hard-activation-spelled",
-        "lift",
-        ("Clip", "Div", "Max", "Min", "Mul"),
-        None,
-        activations.hard,
-        "x · clip(x + 3, 0, 6) / 6 is HardSwish, and clip(x + 3, 0, 6) / 6 is HardSigmoid, in any order",
-    ),
-    Rule(
         "standardize",
         "lift",
         ("Div", "Mul"),
@@ -71,4 +63,32 @@ SURROUNDINGS: tuple[Rule, ...] = (
 )
 """What stands around a form and makes another one of it."""
 
-RECOGNIZERS: tuple[Rule, ...] = FORMS + SURROUNDINGS
+ACTIVATIONS: tuple[Rule, ...] = (
+    Rule(
+        "gated-activation",
+        "lift",
+        ("Clip", "Div", "Max", "Min", "Mul", "Reciprocal", "Relu"),
+        None,
+        activations.gated,
+        "x times a bounded function of x is SiLU, GELU, Mish or HardSwish by that function, in any order",
+    ),
+    Rule(
+        "summed-activation",
+        "lift",
+        ("Add", "Sub", "Sum"),
+        None,
+        activations.summed,
+        "½·x + ½·x · erf(x / √2) is GELU, multiplied out",
+    ),
+    Rule(
+        "bounded-activation",
+        "lift",
+        ("Max", "Min", "Relu"),
+        None,
+        activations.limited,
+        "bounds by Min and Max are a Clip, max(x, 0) is a Relu, and max(x, α·x) a LeakyRelu",
+    ),
+)
+"""Activations, looked for from the last node to the first: what is a part of one is no activation of its own."""
+
+RECOGNIZERS: tuple[Rule, ...] = FORMS + SURROUNDINGS + ACTIVATIONS

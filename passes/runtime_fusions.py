@@ -1,7 +1,8 @@
 """Affine nodes that ONNX Runtime fuses with their neighbours: taking one out costs more than it saves.
 
-GELU                x · ½ · (1 + erf(x / √2)), and with tanh; Runtime: Gelu, FastGelu
 LayerNormalization  γ · d / √(mean(d²) + ε) + β spelled in nodes; Runtime: LayerNormalization
+
+Activations need no word: what was lifted is one node, and nothing folds into it.
 """
 
 from collections.abc import Iterator
@@ -11,9 +12,6 @@ import onnx_ir as ir
 from normfuse.norm import Standardize
 from normfuse.passes.access import dims, only_reader, operator
 from normfuse.passes.lifted import lifted
-from normfuse.passes.weights import constant_tensor
-
-_GELU_REACH = 4
 
 
 def kept_for_runtime(graph: ir.Graph) -> dict[ir.Node, str]:
@@ -21,9 +19,6 @@ def kept_for_runtime(graph: ir.Graph) -> dict[ir.Node, str]:
     kept: dict[ir.Node, str] = {}
     for node in graph:
         match operator(node):
-            case "Erf" | "Tanh":
-                for member in _gelu(node):
-                    kept[member] = "it is part of a GELU that ONNX Runtime fuses"
             case _ if _is_lifted(node):
                 for member in _tail(node):
                     kept[member] = "it is γ or β of a normalization that holds them at no cost"
@@ -31,38 +26,6 @@ def kept_for_runtime(graph: ir.Graph) -> dict[ir.Node, str]:
                 for member in _tail(node):
                     kept[member] = "it is γ or β of a normalization that ONNX Runtime fuses"
     return kept
-
-
-def _gelu(core: ir.Node) -> Iterator[ir.Node]:
-    """What stands around an Erf or Tanh whose result is added to a constant and multiplied."""
-    following = only_reader(core.outputs[0])
-    if following is None or following.op_type != "Add" or not any(_is_one(value) for value in following.inputs):
-        return
-    yield following
-    product = only_reader(following.outputs[0])
-    for _ in range(2):
-        if product is None or product.op_type != "Mul":
-            break
-        yield product
-        for value in product.inputs:
-            factor = None if value is None else value.producer()
-            if factor is not None and factor.op_type in ("Div", "Mul"):
-                yield factor
-        product = only_reader(product.outputs[0])
-    yield from _arithmetic_before(core, _GELU_REACH)
-
-
-def _is_one(value: ir.Value | None) -> bool:
-    tensor = constant_tensor(value)
-    return tensor is not None and tensor.size == 1 and float(tensor.numpy().ravel()[0]) == 1.0
-
-
-def _arithmetic_before(node: ir.Node, reach: int) -> Iterator[ir.Node]:
-    for value in node.inputs:
-        producer = None if value is None else value.producer()
-        if reach and producer is not None and producer.op_type in ("Add", "Div", "Mul", "Pow"):
-            yield producer
-            yield from _arithmetic_before(producer, reach - 1)
 
 
 def _is_lifted(node: ir.Node) -> bool:

@@ -10,14 +10,17 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime  # type: ignore[import-untyped]  # it ships no types
 
-from models import lookalikes, spellings_groups
+from models import lookalikes, spellings_activations, spellings_groups
 from models import spellings as norms
 from models.spelling import Spelling
+from normfuse.activation import Kind
+from normfuse.norm import Standardize
 from normfuse.passes.access import RefusedError
 from normfuse.passes.lift import LiftPass
 from normfuse.passes.lifted import lifted
@@ -87,7 +90,12 @@ def look(spelling: Spelling, run: bool = True) -> Outcome:
     lifting(prepared)
     found = meanings(prepared)
     if spelling.meaning is None:
-        found = tuple(record.meaning for node in prepared.graph.all_nodes() if (record := lifted(node)) is not None)
+        activations = spelling.form in get_args(Kind)  # a normalization that is none may hold an activation
+        found = tuple(
+            record.meaning
+            for node in prepared.graph.all_nodes()
+            if (record := lifted(node)) is not None and (activations or isinstance(record.meaning, Standardize))
+        )
     reasons = tuple(refusal.reason for refusal in lifting.refusals)
     if not run:
         return Outcome(spelling, found, reasons, None)
@@ -123,7 +131,9 @@ def all_spellings() -> Iterator[Spelling]:
     """The spellings and look-alikes of all generators."""
     yield from norms.spellings()
     yield from spellings_groups.spellings()
+    yield from spellings_activations.spellings()
     yield from lookalikes.lookalikes()
+    yield from spellings_activations.lookalikes()
 
 
 def main(arguments: Sequence[str] = ()) -> int:

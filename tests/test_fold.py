@@ -116,7 +116,27 @@ class TestLeftForTheRuntime:
             "g = Mul(c, f) h = Mul(g, half) y = MatMul(h, v) }"
         )
         weights: dict[str, Any] = {"root": scalar(2**0.5), "one": scalar(1), "half": scalar(0.5)}
-        refuse(build(text, w=(3, 5), v=(5, 4), **weights), "it is part of a GELU that ONNX Runtime fuses")
+        model = build(text, w=(3, 5), v=(5, 4), **weights)
+        result = fold(model)
+        assert ops(result.model) == ops(model), rules_of(result)
+        assert not result.report.changes
+
+    def test_what_stands_around_a_gelu_folds(self) -> None:
+        text = (
+            "(float[N,3] x) => (float[N,4] y) { l = MatMul(x, w) c = Mul(l, s) d = Div(c, root) e = Erf(d) "
+            "f = Add(e, one) g = Mul(c, f) h = Mul(g, half) i = Mul(h, t) y = MatMul(i, v) }"
+        )
+        weights: dict[str, Any] = {"root": scalar(2**0.5), "one": scalar(1), "half": scalar(0.5)}
+        result = fold(build(text, w=(3, 5), v=(5, 4), s=(5,), t=(5,), **weights))
+        assert ops(result.model) == {"MatMul": 2, "Div": 1, "Erf": 1, "Add": 1, "Mul": 2}, rules_of(result)
+
+    def test_a_gelu_of_rounded_constants(self) -> None:
+        text = (
+            "(float[N,3] x) => (float[N,4] y) { c = MatMul(x, w) d = Div(c, root) e = Erf(d) f = Add(e, one) "
+            "g = Mul(c, f) h = Mul(g, half) y = MatMul(h, v) }"
+        )
+        weights: dict[str, Any] = {"root": scalar(1.4142), "one": scalar(1), "half": scalar(0.5)}
+        assert not fold(build(text, w=(3, 5), v=(5, 4), **weights)).report.changes
 
     def test_decomposed_layer_norm(self) -> None:
         text = (
