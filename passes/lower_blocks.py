@@ -17,6 +17,7 @@ from normfuse.passes.access import RefusedError, attribute, dims, only_reader, o
 from normfuse.passes.activation_forms import forms, is_written, write
 from normfuse.passes.emitter import Emitter
 from normfuse.passes.lifted import forget, inline, lifted
+from normfuse.passes.residuals import residual
 from normfuse.passes.rule import Rule
 from normfuse.passes.sources import Source, read
 from normfuse.passes.weights import Weights, constant_tensor
@@ -208,6 +209,14 @@ BLOCKS: tuple[Rule, ...] = (
         None,
         pooled,
         "a mean over H and W is GlobalAveragePool, which knows the blocked layout",
+    ),
+    Rule(
+        "residual-as-sum",
+        "block",
+        ("Add",),
+        None,
+        residual,
+        "ONNX Runtime fuses Add → LayerNormalization into a kernel that is 6 times slower on CPU, and Sum it does not",
     ),
 )
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from normfuse.passes.access import Dim, RefusedError
+from normfuse.passes.access import Dim, RefusedError, dims
 from normfuse.passes.emitter import Emitter
 from normfuse.passes.lowering import NormSite, Operand
 from normfuse.passes.lowering_forms import (
@@ -115,29 +115,49 @@ def instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
         vector(operand if whole else None, neutral, (1,), site.dims, emitter, site.dtype)
         for operand, neutral in ((scale, 1.0), (bias, 0.0))
     )
-    if not whole:
-        computed = tuple(_per_channel(site, operand, emitter) for operand in (scale, bias))
-        if all(one is not None for one, operand in zip(computed, (scale, bias), strict=True) if operand is not None):
-            gamma, beta = computed[0] or gamma, computed[1] or beta
-            whole = True
+    if not whole and all(operand is None or _is_per_image(site, operand) for operand in (scale, bias)):
+        if site.dims[0] == 1 or (target.provider == "cpu" and _sizes_are_known(site, (scale, bias))):
+            return _by_image(site, root.epsilon, (scale, bias), emitter)
     value = emitter.op("InstanceNormalization", site.data, gamma, beta, dims=site.dims, epsilon=root.epsilon)
     return value if whole else affine(site, value, scale, bias, emitter)
 
 
-def _per_channel(site: NormSite, operand: Operand | None, emitter: Emitter) -> ir.Value | None:
-    """A computed γ or β of (1, C, 1, …) as a vector: AdaIN of one image."""
-    from normfuse.passes.access import dims
+def _is_per_image(site: NormSite, operand: Operand) -> bool:
+    """Whether γ or β is computed as (N, C, 1, …): AdaIN."""
+    if operand.parameter is None or operand.parameter.repeats != 1:
+        return False
+    own, (images, channels, *spatial) = dims(operand.parameter.value), site.dims
+    if own is None or images is None or operand.parameter.axes != tuple(range(site.rank - len(own), site.rank)):
+        return False
+    return [1] * (site.rank - len(own)) + own == [images, channels, *([1] * len(spatial))]
 
-    if operand is None or operand.parameter is None or site.dims[0] != 1:
-        return None
-    own, channels = dims(operand.parameter.value), site.dims[1]
-    aligned = operand.parameter.axes == tuple(range(site.rank - len(own or ()), site.rank))
-    if own is None or not aligned or not isinstance(channels, int):
-        return None
-    padded = [1] * (site.rank - len(own)) + list(own)
-    if padded != [1, channels, *([1] * (site.rank - 2))]:
-        return None
-    return emitter.op("Reshape", operand.parameter.value, emitter.integers([channels]), dims=[channels])
+
+def _sizes_are_known(site: NormSite, operands: tuple[Operand | None, ...]) -> bool:
+    """Whether a vector of ones or zeros can stand for a γ or β that is absent."""
+    return None not in operands or isinstance(site.dims[0], int)
+
+
+def _by_image(site: NormSite, epsilon: float, operands: tuple[Operand | None, ...], emitter: Emitter) -> ir.Value:
+    """InstanceNormalization(x, γ, β) with computed γ and β of each image: N images of C channels are one of N · C."""
+    images, channels = site.dims[:2]
+    assert isinstance(channels, int)
+    count = images * channels if isinstance(images, int) else None
+    vectors = []
+    for operand, neutral in zip(operands, (1.0, 0.0), strict=True):
+        if operand is not None and operand.parameter is not None:
+            flat = [channels] if images == 1 else [-1]
+            vectors.append(emitter.op("Reshape", operand.parameter.value, emitter.integers(flat), dims=[count]))
+        else:
+            assert count is not None
+            vectors.append(emitter.constant(np.full(count, neutral), site.dtype, "weight" if neutral else "bias"))
+    kept = [0] * (site.rank - 2)
+    data = site.data
+    if images != 1:
+        data = emitter.op("Reshape", data, emitter.integers([1, -1, *kept]), dims=[1, count, *site.dims[2:]])
+    value = emitter.op("InstanceNormalization", data, *vectors, epsilon=epsilon)
+    if images != 1:
+        value = emitter.op("Reshape", value, emitter.integers([-1, channels, *kept]), dims=site.dims)
+    return value
 
 
 def group_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:

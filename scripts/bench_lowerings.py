@@ -7,6 +7,7 @@ which what normfuse emits is more than 1.1 times slower than the best row, or sl
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,9 @@ from scripts.cases import Case, cases
 RAW, OURS, EAGER = "as exported", "normfuse", "torch eager"
 BEST = 1.1
 """So much slower than the best row may be what is emitted."""
+
+NOISE = 1.03
+"""So much two runs of the same model may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ class Table:
     def faults(self) -> Iterator[str]:
         """What is wrong with what normfuse emits; a ratio counts where three rounds of four show it."""
         for row in self.rows:
-            if row.name == RAW and row.ratio_quartiles[1] < 1.0:
+            if row.name == RAW and row.ratio_quartiles[1] < 1.0 / NOISE:
                 yield f"slower than as exported: {1 / row.ratio:.2f}×"
             if row.name not in (RAW, OURS, EAGER) and row.ratio_quartiles[1] < 1.0 / BEST:
                 yield f"{1 / row.ratio:.2f}× the time of {row.name}"
@@ -190,7 +194,7 @@ def _lines(table: Table) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a table for each case and number of threads, and what is wrong; the exit status is 1 where something is."""
+    """Prints a table for each case and number of threads, and what is wrong; exit status 1 where something is."""
     parser = argparse.ArgumentParser(prog="python -m scripts.bench lowerings", description="Every row of LOWERINGS.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="what the names of cases begin with (default: all)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="intra-op threads (default: 1 2)")
@@ -202,6 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [case for case in cases() if not options.names or case.name.startswith(tuple(options.names))]
     if not chosen:
         parser.error(f"no case begins so; there are {', '.join(case.name for case in cases())}")
+    # A pool of torch that spins after its turn would take the cores from ONNX Runtime's.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     where = device(options.provider)
     tables, faults, status = [], [], 0
     for case in chosen:

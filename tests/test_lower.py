@@ -44,6 +44,7 @@ AFFINE_ROWS = "n = Div(d, r) g = Mul(n, w) y = Add(g, c)"
 SPELLED_ROWS = rows(centred("[-1]", AFFINE_ROWS))
 GIVEN_ROWS = SPELLED_ROWS.replace("x)", "x, float[16] w, float[16] c)", 1)
 SPELLED_CHANNELS = image(centred("[1]", AFFINE_ROWS))
+MANY_POSITIONS = SPELLED_CHANNELS.replace("4,4", "18,18")
 CHANNEL_WEIGHTS = E | {"w": (6, 1, 1), "c": (6, 1, 1)}
 ROW_WEIGHTS = E | {"w": (16,), "c": (16,)}
 UNBIASED = f"{CENTRED.format(axes='[2,3]')} u = Mul(v, f) a = Add(u, e) r = Sqrt(a) y = Div(d, r)"
@@ -52,6 +53,12 @@ POOLED = "Add AveragePool Div Mul Mul Mul Reshape Reshape Sqrt Sqrt"
 TURNED = "LayerNormalization Transpose Transpose"
 GAMMA_ROWS = rows(f"{RMS} y = Mul(n, w)")
 THREADED = "norm-by-instance-norm-threaded"
+
+ADAIN = (
+    "(float[2,6,4,4] x, float[2,6,1,1] s, float[2,6,1,1] t) => (float[2,6,4,4] y)"
+    " { n = InstanceNormalization(x, one, zero) g = Mul(n, s) y = Add(g, t) }"
+)
+ADAIN_WEIGHTS: dict[str, Any] = {"one": np.ones(6, np.float32), "zero": np.zeros(6, np.float32)}
 
 APPLIES = (
     Lowered("layer-norm", SPELLED_ROWS, "LayerNormalization", weights=ROW_WEIGHTS),
@@ -79,18 +86,45 @@ APPLIES = (
     Lowered("instance-norm", image(UNBIASED), "InstanceNormalization", weights=E | {"f": np.float32(16 / 15)}),
     Lowered(
         "channels-first-by-products",
-        SPELLED_CHANNELS,
+        MANY_POSITIONS,
         "Add BatchNormalization MatMul MatMul Mul Mul Reciprocal Reshape Reshape Sqrt Sub",
         weights=CHANNEL_WEIGHTS,
     ),
     Lowered(
         "channels-first-by-products",
-        SPELLED_CHANNELS,
+        MANY_POSITIONS,
         "Add Add MatMul MatMul Mul Mul Mul Reciprocal Reshape Reshape Sqrt Sub",
         threads=4,
         weights=CHANNEL_WEIGHTS,
     ),
     Lowered("layer-norm", GIVEN_ROWS, "LayerNormalization", weights=E),
+    Lowered("norm-by-transposes", SPELLED_CHANNELS, TURNED, weights=CHANNEL_WEIGHTS),
+    Lowered(
+        "channels-first-by-products",
+        SPELLED_CHANNELS,
+        "Add BatchNormalization MatMul MatMul Mul Mul Reciprocal Reshape Reshape Sqrt Sub",
+        opset=13,
+        weights=CHANNEL_WEIGHTS,
+    ),
+    Lowered("instance-norm", ADAIN, "InstanceNormalization Reshape Reshape Reshape Reshape", weights=ADAIN_WEIGHTS),
+    Lowered(
+        "instance-norm",
+        ADAIN.replace("[2,6", "[N,6").replace("6,4,4]", "6,H,W]"),
+        "InstanceNormalization Reshape Reshape Reshape Reshape",
+        weights=ADAIN_WEIGHTS,
+    ),
+    Lowered(
+        "instance-norm",
+        ADAIN.replace("2,6,1,1", "1,6,1,1").replace("2,6,4,4", "1,6,4,4"),
+        "InstanceNormalization Reshape Reshape",
+        weights=ADAIN_WEIGHTS,
+    ),
+    Lowered(
+        "instance-norm",
+        ADAIN.replace("y = Add(g, t)", "y = Relu(g)"),
+        "InstanceNormalization Relu Reshape Reshape Reshape",
+        weights=ADAIN_WEIGHTS,
+    ),
     Lowered(
         "norm-by-transposes",
         SPELLED_CHANNELS,
@@ -295,6 +329,15 @@ def test_look_alikes_stay(body: str) -> None:
     result = normfuse.optimize(model, "cpu", verify=False)
     assert not rules_of(result) & {row.name for row in LOWERINGS}, rules_of(result)
     assert "LayerNormalization" not in ops(result.model)
+
+
+@pytest.mark.parametrize(
+    ("scale", "batch"), [("1,6,1,1", "2"), ("1,6,1,1", "N"), ("2,6,4,4", "2"), ("2,1,1,1", "2"), ("1,6,1,1", "M")]
+)
+def test_a_scale_that_is_not_of_each_image_stays_behind(scale: str, batch: str) -> None:
+    text = ADAIN.replace("[2,6,4,4]", f"[{batch},6,4,4]").replace("[2,6,1,1]", f"[{scale}]")
+    result = normfuse.optimize(build(text, opset=17, **ADAIN_WEIGHTS), "cpu")
+    assert ops(result.model) == Counter(["InstanceNormalization", "Mul", "Add"])
 
 
 def test_a_norm_of_heads_is_lowered_within_its_reshapes() -> None:
