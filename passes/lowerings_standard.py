@@ -115,11 +115,18 @@ def instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
         vector(operand if whole else None, neutral, (1,), site.dims, emitter, site.dtype)
         for operand, neutral in ((scale, 1.0), (bias, 0.0))
     )
-    if not whole and all(operand is None or _is_per_image(site, operand) for operand in (scale, bias)):
-        if site.dims[0] == 1 or (target.provider == "cpu" and _sizes_are_known(site, (scale, bias))):
-            return _by_image(site, root.epsilon, (scale, bias), emitter)
+    if not whole and _are_per_image(site, (scale, bias), target):
+        return _by_image(site, root.epsilon, (scale, bias), emitter)
     value = emitter.op("InstanceNormalization", site.data, gamma, beta, dims=site.dims, epsilon=root.epsilon)
     return value if whole else affine(site, value, scale, bias, emitter)
+
+
+def _are_per_image(site: NormSite, operands: tuple[Operand | None, ...], target: Target) -> bool:
+    """Whether γ and β are computed for each image; several are laid side by side where that was measured."""
+    images = site.dims[0]
+    if images != 1 and (target.provider != "cpu" or (None in operands and not isinstance(images, int))):
+        return False
+    return all(operand is None or _is_per_image(site, operand) for operand in operands)
 
 
 def _is_per_image(site: NormSite, operand: Operand) -> bool:
@@ -130,11 +137,6 @@ def _is_per_image(site: NormSite, operand: Operand) -> bool:
     if own is None or images is None or operand.parameter.axes != tuple(range(site.rank - len(own), site.rank)):
         return False
     return [1] * (site.rank - len(own)) + own == [images, channels, *([1] * len(spatial))]
-
-
-def _sizes_are_known(site: NormSite, operands: tuple[Operand | None, ...]) -> bool:
-    """Whether a vector of ones or zeros can stand for a γ or β that is absent."""
-    return None not in operands or isinstance(site.dims[0], int)
 
 
 def _by_image(site: NormSite, epsilon: float, operands: tuple[Operand | None, ...], emitter: Emitter) -> ir.Value:
