@@ -20,10 +20,11 @@ import onnx
 import onnx_ir as ir
 
 import normfuse
-from normfuse import bench as timing
+from normfuse.bench import _time
 from normfuse.errors import NormfuseError
 from normfuse.passes.lowering import Choice, Lowering, NormSite
 from normfuse.passes.lowerings import LOWERINGS
+from normfuse.runtime import session
 from normfuse.target import Target
 from normfuse.tuning import Tuner
 from scripts.cases import Case, cases
@@ -135,13 +136,16 @@ def measure(case: Case, target: Target, rounds: int, seconds: float) -> Table:
     """
     models, used = forms(case, target)
     provider = "cpu" if target.provider == "portable" else target.provider
-    sessions = {name: timing._session(model, name, provider, target.threads, "all") for name, model in models.items()}
+    loaded = {
+        name: session(model.SerializeToString(), "all", provider, target.threads, name=name, proves=False)
+        for name, model in models.items()
+    }
     rng = np.random.default_rng(0)
-    feed = timing._feed(sessions[RAW], {}, rng)
-    runs = {name: timing._bound_run(session, feed, name, provider) for name, session in sessions.items()}
+    feed = case.inputs_from(rng)
+    runs = {name: one.bound(feed, provider) for name, one in loaded.items()}
     if provider == "cpu" and case.eager is not None and find_spec("torch") is not None:
         runs[EAGER] = _eager(case, feed, target.threads)
-    samples = timing._time(list(runs.values()), rounds, seconds, rng)
+    samples, _ = _time(list(runs.values()), rounds, seconds, rng)
     ours = samples[:, list(runs).index(OURS)]
     rows = []
     for name, own in zip(runs, samples.T, strict=True):

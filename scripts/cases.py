@@ -50,6 +50,13 @@ class Case:
     dtype: str = "float"
     eager: Eager | None = None
 
+    def inputs_from(self, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
+        """Inputs by name, N(½, 2²)."""
+        kind = np.float16 if self.dtype == "float16" else np.float32
+        return {
+            name: rng.normal(0.5, 2, shape).astype(kind) for name, shape in ({"x": self.shape} | self.inputs).items()
+        }
+
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The constants by name."""
         rng = np.random.default_rng(len(self.body))

@@ -52,9 +52,7 @@ def test_names_are_unique() -> None:
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
 def test_a_case_and_its_forms_compute_what_torch_does(case: Case) -> None:
     torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(0)
-    dtype = np.float16 if case.dtype == "float16" else np.float32
-    feed = {name: rng.normal(0.5, 2, shape).astype(dtype) for name, shape in ({"x": case.shape} | case.inputs).items()}
+    feed = case.inputs_from(np.random.default_rng(0))
     assert case.eager is not None
     tensors = {name: torch.from_numpy(one) for name, one in {**case.arrays(), **feed}.items()}
     wanted = case.eager(torch, tensors).numpy()
