@@ -187,12 +187,11 @@ def optimize(
     from normfuse import console, pipeline
 
     tuner = None
-    if tune:
-        from normfuse.tuning import Tuner
-
-        tuner = Tuner(shapes, budget=tune_budget)
-
     with console.Progress(f"reading {model}") as progress:
+        if tune:
+            from normfuse.tuning import Tuner
+
+            tuner = Tuner(shapes, budget=tune_budget, progress=progress.say)
         original = load(model)  # as onnx_ir.Model, whose external data stays external
         proves = verify or (verify is None and not check)
         result = original.clone() if proves else original

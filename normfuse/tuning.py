@@ -100,6 +100,7 @@ class Tuner:
         *,
         budget: float = BUDGET,
         cache: TuningCache | None = None,
+        progress: Callable[[str], None] | None = None,
         timer: Timer = interleaved,
         judge: Judge = accurate,
         clock: Callable[[], float] = time.perf_counter,
@@ -111,6 +112,7 @@ class Tuner:
                 1 in front, 224 behind channels, and 128 elsewhere.
             budget: seconds that all measurements may take.
             cache: where records are kept.
+            progress: called with what is being done.
             timer: times the forms.
             judge: says whether a form is accurate.
             clock: tells the time in seconds.
@@ -118,6 +120,7 @@ class Tuner:
         self.cache = TuningCache() if cache is None else cache
         self._shapes = dict(shapes or {})
         self._budget = budget
+        self._say = progress or (lambda doing: None)
         self._timer = timer
         self._judge = judge
         self._clock = clock
@@ -143,6 +146,7 @@ class Tuner:
     def __call__(self, model: ir.Model, site: NormSite, rows: Sequence[Lowering], target: Target) -> Choice:
         """The fastest row in front of those that the table would try."""
         if self._model is not model:
+            self.require(target)
             self._model, self._settled, self._spent = model, {}, 0.0
             self._sizes = _sizes(model, self._shapes)
         table = by_table(model, site, rows, target)
@@ -206,6 +210,7 @@ class Tuner:
             self._counts.skipped += 1
             found = f"not measured: the budget of {self._budget:g} s is spent"
         else:
+            self._say(f"measuring {description}")
             begin = self._clock()
             try:
                 chosen, measured = self._measure(forms, first, target, shapes)
@@ -309,9 +314,17 @@ def _problem(model: ir.Model, name: str, target: Target, shapes: Shapes) -> str:
 
 
 def _sizes(model: ir.Model, given: Mapping[str, Sequence[int] | int]) -> dict[str, list[int | None]]:
-    """The dimensions of all values at the shapes that were given, or at the defaults of `normfuse.bench`."""
+    """The dimensions of all values at the shapes that were given, or at the defaults of `normfuse.bench`.
+
+    Raises:
+        NormfuseError: a shape was given for an input that does not exist.
+    """
     from normfuse.ports import default_shape
 
+    known = {str(value.name) for value in inputs_of(model)}
+    known |= {dim for value in inputs_of(model) for dim in dims(value) or () if isinstance(dim, str)}
+    if unknown := sorted(set(given) - known):
+        raise NormfuseError(f"no input named {', '.join(unknown)}; the model has {', '.join(sorted(known))}")
     if all(isinstance(dim, int) for value in inputs_of(model) for dim in dims(value) or (None,)):
         return {}
     shapes: dict[str, Sequence[int]] = {}

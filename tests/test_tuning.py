@@ -18,7 +18,7 @@ from click.testing import CliRunner
 import normfuse
 from normfuse.bench import Timing
 from normfuse.cli import main
-from normfuse.errors import TargetError
+from normfuse.errors import NormfuseError, TargetError
 from normfuse.model import load, serialize
 from normfuse.norm import Standardize
 from normfuse.passes import lower
@@ -202,6 +202,12 @@ class TestAccuracy:
 class TestMemory:
     FAST: Mapping[str, float] = {"norm-by-layer-norm": 0.5}
 
+    def test_what_is_measured_is_said(self, tune: Callable[..., Result]) -> None:
+        said: list[str] = []
+        tune(group_norm(), Stopwatch(self.FAST), progress=said.append)
+        tune(group_norm(), never, progress=said.append)
+        assert said == ["measuring GroupNorm of 2 groups γ β; 2×6×4×4 float; opset 17, cpu, 1 threads"]
+
     def test_a_second_run_measures_nothing(self, tune: Callable[..., Result]) -> None:
         first = tune(group_norm(), Stopwatch(self.FAST))
         second = tune(group_norm(), never, judge=never)
@@ -294,6 +300,10 @@ class TestSizes:
         model = load(build("(float[N,3] x) => (float[N,6] y) { y = Concat<axis=1>(x, x) }"))
         assert sizes_of(model, {"x": (5, 3)}) == {"x": [5, 3], "y": [5, 6]}
         assert [str(dim) for dim in model.graph.inputs[0].shape or ()] == ["N", "3"]
+
+    def test_a_shape_for_an_input_that_does_not_exist_is_an_error(self, tune: Callable[..., Result]) -> None:
+        with pytest.raises(NormfuseError, match="no input named z; the model has x"):
+            tune(group_norm(), never, shapes={"z": (1,)})
 
     def test_computed_scale_and_bias_are_inputs(self, tune: Callable[..., Result]) -> None:
         text = (
