@@ -37,24 +37,16 @@ _ONNXSCRIPT = """
 import sys, onnx, onnxscript.optimizer
 onnx.save(onnxscript.optimizer.optimize(onnx.load(sys.argv[1])), sys.argv[2])
 """
-# ONNX Runtime's own basic level, which it runs first for some kinds of network, would need torch there. What it writes
-# for CUDA, and an embedding fusion whose result ONNX Runtime does not load, are off.
+# ONNX Runtime's own optimizer, which it runs first for some kinds of network, would need torch there and makes a BERT of
+# which no session can be made; what it writes for CUDA alone is off.
 _TRANSFORMERS = """
 import sys, onnx
-import onnxruntime as ort
 from onnxruntime.transformers.fusion_options import FusionOptions
-from onnxruntime.transformers.optimizer import MODEL_TYPES, optimize_model
+from onnxruntime.transformers.optimizer import optimize_model
 source, result, kind = sys.argv[1:]
-if MODEL_TYPES[kind][2]:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = result
-    ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    source = result
-chosen = FusionOptions(kind)
-for name in ("embed_layer_norm", "group_norm", "nhwc_conv", "skip_group_norm"):
-    setattr(chosen, "enable_" + name, False)
-onnx.save(optimize_model(source, model_type=kind, optimization_options=chosen, opt_level=0).model, result)
+options = FusionOptions(kind)
+options.enable_group_norm = options.enable_nhwc_conv = options.enable_skip_group_norm = False
+onnx.save(optimize_model(source, model_type=kind, optimization_options=options, opt_level=0).model, result)
 """
 
 
