@@ -20,6 +20,11 @@ _WINDOW = (
     " p = Pad(u, z{fill}) l = AveragePool<kernel_shape=[3,1,1], strides=[{stride},1,1]>(p)"
     " w = Constant<value_ints=[2,{left},4,4]>() b = Reshape(l, w) k = Add(b, one) r = Sqrt(k) y = Div(x, r)"
 )
+_FILTER = (
+    "q = Mul(x, x) f = Constant<value_floats={weights}>() t = Constant<value_ints=[1,1,3,1,1]>() w = Reshape(f, t)"
+    " c = Constant<value_ints=[1]>() u = Unsqueeze(q, c) k = Constant<value_floats=[1.0]>()"
+    " l = Conv<pads=[1,0,0,1,0,0], kernel_shape=[3,1,1]>(u, w, k) b = Squeeze(l, c) r = Sqrt(b) y = Div(x, r)"
+)
 _RESHAPED = (
     "t = Constant<value_ints={there}>() r = Reshape(x, t) n = InstanceNormalization(r, unit, null)"
     " b = Constant<value_ints={back}>() y = Reshape(n, b)"
@@ -120,6 +125,12 @@ _TEXTS: tuple[tuple[str, str, str, str], ...] = (
         _WINDOW.format(pads="[0,0,1,0,0,0,0,1,0,0]", fill="", stride=2, left=3).replace(
             "y = Div(x, r)", "j = Concat<axis=1>(r, r) y = Div(x, j)"
         ),
+    ),
+    (
+        "LRN",
+        "unequal weights",
+        _IMAGE,
+        _FILTER.format(weights="[0.1,0.2,0.1]"),
     ),
     ("LRN", "padded with ones", _IMAGE, _WINDOW.format(pads="[0,0,1,0,0,0,0,1,0,0]", fill=", one", stride=1, left=6)),
 )

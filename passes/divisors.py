@@ -15,6 +15,7 @@ from normfuse.passes.access import operator
 from normfuse.passes.moments import Moment, maximum, moment_of
 from normfuse.passes.views import product, reduction, scalar, terms, undressed
 from normfuse.passes.weights import Weights
+from normfuse.passes.windows import window_of
 
 _HALF = Fraction(1, 2)
 _TOLERANCE = 2.0**-22
@@ -68,6 +69,10 @@ def divisor_of(value: ir.Value, exponent: Fraction, weights: Weights) -> Divisor
         moment = moment_of(inner, weights)
         if moment is not None and moment.order == 2 and (exponent == _HALF or moment.window):
             return Divisor(moment, epsilon, "inside", power, value)
+    window = window_of(value, weights)
+    if window is not None and window.shift:
+        moment = Moment(window.data, (window.channel,), value, alpha=window.factor, window=window.sides)
+        return Divisor(moment, window.shift, "inside", power, value)
     if exponent != _HALF:
         return None
     clamp = maximum(undressed(value), weights)

@@ -22,9 +22,6 @@ from normfuse.passes.lowering_forms import (
 )
 from normfuse.target import CUDA_OPSET, Target
 
-_LONGEST_ROW = 2048
-"""Elements of a row up to which ONNX Runtime's AveragePool has a fast kernel: beyond it is 4 to 25 times slower."""
-
 _ANY_FLOAT = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -318,10 +315,10 @@ def local_response(site: NormSite, emitter: Emitter, target: Target) -> ir.Value
 
 
 def by_window(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
-    """LRN with E over the window by AveragePool: x / d^β with d = k + α · E[x²].
+    """LRN with its sum over the window by Conv: x / d^β with d = k + Σ α/n · x².
 
-    β = ½ is √d and β = ¾ is √d · √√d, which are much faster than Pow. The pool stands in two dimensions,
-    (N, 1, C, H·W), but where these rows are too long for ONNX Runtime's fast kernel in three, (N, 1, C, H, W).
+    β = ½ is √d and β = ¾ is √d · √√d, which are much faster than Pow. The channels become the depth of the Conv, whose
+    one filter holds n times α/n, with k as its bias: (N, 1, C, H, W). ONNX Runtime's AveragePool is as fast only below opset 19.
     """
     found = site.standardize
     _need(found.window is not None, "it is no LRN")
@@ -329,31 +326,23 @@ def by_window(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     before, after = found.window
     _need(found.channel == 1 and site.rank >= 3, "its window is not one of channels")
     _need(site.dtype == ir.DataType.FLOAT and found.dtype in (None, site.dtype), "its dtype is not float32")
-    channels = site.dims[1]
-    inner = product(site.dims[2:])
+    channels, size = site.dims[1], before + after + 1
     _need(isinstance(channels, int), "the number of its channels is not known")
-    assert isinstance(channels, int)
     square = emitter.op("Mul", site.data, site.data)
-    size = before + after + 1
-    if site.rank == 4 and (inner is None or inner > _LONGEST_ROW):
-        rows = _with_axis("Unsqueeze", square, [site.dims[0], 1, *site.dims[1:]], site, emitter)
-        kernel, pads = [size, 1, 1], [before, 0, 0, after, 0, 0]
-        pooled = emitter.op("AveragePool", rows, kernel_shape=kernel, pads=pads, count_include_pad=1, strides=[1, 1, 1])
-        pooled = _with_axis("Squeeze", pooled, site.dims, site, emitter)
+    flat = site.rank != 4
+    inner = [1] if flat else [1, 1]
+    if flat:
+        dims = [site.dims[0], 1, channels, product(site.dims[2:])]
+        rows = emitter.op("Reshape", square, emitter.integers([0, 1, channels, -1]), dims=dims)
     else:
-        # The channels become rows, of which the pool takes a window.
-        rows = emitter.op(
-            "Reshape", square, emitter.integers([0, 1, channels, -1]), dims=[site.dims[0], 1, channels, inner]
-        )
-        kernel, pads = [size, 1], [before, 0, after, 0]
-        pooled = emitter.op("AveragePool", rows, kernel_shape=kernel, pads=pads, count_include_pad=1, strides=[1, 1])
-        pooled = back(site, pooled, emitter)
-    grown = pooled
-    if found.alpha != 1.0:
-        grown = emitter.op("Mul", grown, emitter.constant(np.asarray(found.alpha), site.dtype))
-    grown = emitter.op("Add", grown, emitter.constant(np.asarray(found.epsilon), site.dtype))
-    power = _power(grown, found.exponent, site, emitter)
-    value = emitter.op("Div", site.data, power)
+        rows = _with_axis("Unsqueeze", square, [site.dims[0], 1, *site.dims[1:]], site, emitter)
+    weight = emitter.constant(np.full((1, 1, size, *inner), found.alpha / size), site.dtype, "window")
+    still = [0] * len(inner)
+    bias = emitter.constant(np.asarray([found.epsilon]), site.dtype, "bias")
+    pads = [before, *still, after, *still]
+    grown = emitter.op("Conv", rows, weight, bias, kernel_shape=[size, *inner], pads=pads)
+    grown = back(site, grown, emitter) if flat else _with_axis("Squeeze", grown, site.dims, site, emitter)
+    value = emitter.op("Div", site.data, _power(grown, found.exponent, site, emitter))
     return affine(site, value, site.scale, site.bias, emitter)
 
 

@@ -140,9 +140,8 @@ def moment_of(value: ir.Value, weights: Weights) -> Moment | None:
         return None
     inner = rest.single[0]
     window = window_of(inner, weights)
-    if window is not None and ratio.plain is not None:
-        data, channel, before, after = window
-        return Moment(data, (channel,), inner, alpha=ratio.plain, window=(before, after))
+    if window is not None and ratio.plain is not None and not window.shift:
+        return Moment(window.data, (window.channel,), inner, alpha=ratio.plain * window.factor, window=window.sides)
     difference = _cancelling(inner, weights)
     if difference is None:
         return None

@@ -1,5 +1,8 @@
-"""A sum over a window of channels, as exporters spell it: pooling along an axis that the channels were put on."""
+"""A sum over a window of channels: pooling, or a Conv with equal weights, along an axis that the channels were put on."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import onnx_ir as ir
 
 from normfuse.passes.access import attribute, dims, operator
@@ -7,22 +10,43 @@ from normfuse.passes.views import plain, scalar, squared
 from normfuse.passes.weights import Weights
 
 
-def window_of(value: ir.Value, weights: Weights) -> tuple[ir.Value, int, int, int] | None:
-    """Reads a value as the mean over a window of channels of x², zeros beyond the border counted.
+@dataclass(frozen=True, slots=True)
+class Window:
+    """k + α · E[x²] over a window of channels.
 
-    x² → Reshape or Unsqueeze → Pad → AveragePool → Reshape or Squeeze, as torch writes F.local_response_norm.
+    Attributes:
+        data: x.
+        channel: the axis of its channels.
+        sides: how many channels before and after each one belong to its window.
+        factor: α.
+        shift: k.
+    """
 
-    Returns:
-        x, the axis of its channels, and how many channels before and after each one belong to its window.
+    data: ir.Value
+    channel: int
+    sides: tuple[int, int]
+    factor: float = 1.0
+    shift: float = 0.0
+
+
+def window_of(value: ir.Value, weights: Weights) -> Window | None:
+    """Reads a value as a mean over a window of channels of x², zeros beyond the border counted.
+
+    x² → Reshape or Unsqueeze → Pad → AveragePool → Reshape or Squeeze, as torch writes F.local_response_norm; or with a
+    Conv of one filter that holds one number, as LOWER writes it: then it is multiplied, and has a bias.
     """
     wanted = dims(value)
     if wanted is None or len(wanted) < 2:
         return None
     pool = _inside(value).producer()
-    if pool is None or operator(pool) != "AveragePool" or pool.inputs[0] is None:
+    if pool is None or operator(pool) not in ("AveragePool", "Conv") or pool.inputs[0] is None:
         return None
+    is_conv = operator(pool) == "Conv"
+    line = _filter(pool, weights) if is_conv else (1.0, 0.0)
     pooled = dims(pool.inputs[0])
-    kernel = attribute(pool, "kernel_shape")
+    kernel = attribute(pool, "kernel_shape", [])
+    if line is None or not kernel:
+        return None
     spatial = len(kernel)
     long = [axis for axis, size in enumerate(kernel) if size != 1]
     if pooled is None or len(pooled) != spatial + 2 or len(long) != 1:
@@ -40,7 +64,7 @@ def window_of(value: ir.Value, weights: Weights) -> tuple[ir.Value, int, int, in
     if any(pad for index, pad in enumerate(pads) if index % spatial != place):
         return None
     before, after = pads[place], pads[place + spatial]
-    if (before or after) and not attribute(pool, "count_include_pad", 0):
+    if (before or after) and not is_conv and not attribute(pool, "count_include_pad", 0):
         return None
     source = plain(pool.inputs[0])
     padding = source.producer()
@@ -67,7 +91,17 @@ def window_of(value: ir.Value, weights: Weights) -> tuple[ir.Value, int, int, in
         return None
     if any(size != 1 for size in spread[1 : place + 2]):
         return None
-    return data, 1, before, after
+    return Window(data, 1, (before, after), *line)
+
+
+def _filter(node: ir.Node, weights: Weights) -> tuple[float, float] | None:
+    """The sum of the weights of a Conv of one channel with one filter, where all of them are equal, and its bias."""
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = 0.0 if given is None else scalar(given, weights)
+    array = weights.array(node.inputs[1])
+    if bias is None or array is None or array.shape[:2] != (1, 1) or not array.size:
+        return None
+    return None if np.any(array != array.flat[0]) else (float(array.flat[0]) * array.size, bias)
 
 
 def _pads(node: ir.Node, weights: Weights) -> list[int] | None:

@@ -49,7 +49,7 @@ CHANNEL_WEIGHTS = E | {"w": (6, 1, 1), "c": (6, 1, 1)}
 ROW_WEIGHTS = E | {"w": (16,), "c": (16,)}
 UNBIASED = f"{CENTRED.format(axes='[2,3]')} u = Mul(v, f) a = Add(u, e) r = Sqrt(a) y = Div(d, r)"
 
-POOLED = "Add AveragePool Div Mul Mul Mul Reshape Reshape Sqrt Sqrt"
+POOLED = "Conv Div Mul Mul Sqrt Sqrt Squeeze Unsqueeze"
 TURNED = "LayerNormalization Transpose Transpose"
 GAMMA_ROWS = rows(f"{RMS} y = Mul(n, w)")
 THREADED = "norm-by-instance-norm-threaded"
@@ -160,25 +160,25 @@ APPLIES = (
         weights={name: weight for name, weight in GROUP_WEIGHTS.items() if name != "t"},
     ),
     Lowered(
-        "lrn-by-pool",
+        "lrn-by-conv",
         image(WINDOW),
-        "Add AveragePool Div Mul Mul Mul Reshape Reshape Sqrt Sqrt",
+        "Conv Div Mul Mul Sqrt Sqrt Squeeze Unsqueeze",
         weights=WINDOW_WEIGHTS,
     ),
     Lowered(
-        "lrn-by-pool",
+        "lrn-by-conv",
         image("y = LRN<size=5, alpha=0.3>(x)"),
-        "Add AveragePool Div Mul Mul Mul Reshape Reshape Sqrt Sqrt",
+        "Conv Div Mul Mul Sqrt Sqrt Squeeze Unsqueeze",
     ),
     Lowered(
-        "lrn-by-pool",
+        "lrn-by-conv",
         image("y = LRN<size=5, alpha=0.3>(x)").replace("[2,6,4,4]", "[1,6,48,48]"),
-        "Add AveragePool Div Mul Mul Mul Sqrt Sqrt Squeeze Unsqueeze",
+        "Conv Div Mul Mul Sqrt Sqrt Squeeze Unsqueeze",
     ),
     Lowered(
-        "lrn-by-pool",
+        "lrn-by-conv",
         image("y = LRN<size=5, alpha=0.3>(x)").replace("[2,6,4,4]", "[N,6,H,W]"),
-        "Add AveragePool Div Mul Mul Mul Sqrt Sqrt Squeeze Unsqueeze",
+        "Conv Div Mul Mul Sqrt Sqrt Squeeze Unsqueeze",
         opset=12,
     ),
     Lowered("lrn", image(WINDOW), "LRN", "cuda", weights=WINDOW_WEIGHTS | {"alpha": np.float32(1e-4)}),
@@ -218,7 +218,7 @@ REFUSES = (
         "norm-by-instance-norm-threaded", rows(centred("[0]")), "its axes are not the last ones", threads=4, weights=E
     ),
     Lowered("norm-by-transposes", image(centred("[1,3]")), "its axis is the last one", "cuda", weights=E),
-    Lowered("lrn-by-pool", rows(centred("[0]")), "it is no LRN", weights=E),
+    Lowered("lrn-by-conv", rows(centred("[0]")), "it is no LRN", weights=E),
     Lowered(
         "lrn",
         image(WINDOW).replace("[5,1,1]", "[4,1,1]"),
@@ -252,6 +252,14 @@ def test_it_refuses(item: Lowered) -> None:
         assert f"{item.rule}: {item.expected}" in reasons_of(result)
     else:
         assert item.expected in refusal_of(item.rule, model, Target(item.provider, item.threads))
+
+
+def test_a_window_by_conv_is_found_as_an_lrn() -> None:
+    item = next(item for item in APPLIES if item.rule == "lrn-by-conv")
+    _, result = item.run()
+    back = normfuse.optimize(result.model, Target("cuda"), verify=False)
+    assert "LRN" in ops(back.model)
+    assert "Conv" not in ops(back.model)
 
 
 def test_every_row_is_tested() -> None:
