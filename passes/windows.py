@@ -1,4 +1,4 @@
-"""A sum over a window of channels: pooling, or a Conv with equal weights, along an axis that the channels were put on."""
+"""A sum over a window of channels: pooling, or a Conv of equal weights, along an axis that channels were put on."""
 
 from dataclasses import dataclass
 

@@ -37,8 +37,8 @@ _ONNXSCRIPT = """
 import sys, onnx, onnxscript.optimizer
 onnx.save(onnxscript.optimizer.optimize(onnx.load(sys.argv[1])), sys.argv[2])
 """
-# ONNX Runtime's own optimizer, which it runs first for some kinds of network, would need torch there and makes a BERT of
-# which no session can be made; what it writes for CUDA alone is off.
+# ONNX Runtime's own optimizer, which it runs first for some kinds of network, would need torch, and makes a BERT that
+# no session loads; what it writes for CUDA alone is off.
 _TRANSFORMERS = """
 import sys, onnx
 from onnxruntime.transformers.fusion_options import FusionOptions
