@@ -334,7 +334,7 @@ def by_window(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     flat = site.rank != 4
     inner = [1] if flat else [1, 1]
     if flat:
-        dims = [site.dims[0], 1, channels, product(site.dims[2:])]
+        dims: list[Dim] = [site.dims[0], 1, channels, product(site.dims[2:])]
         rows = emitter.op("Reshape", square, emitter.integers([0, 1, channels, -1]), dims=dims)
     else:
         rows = _with_axis("Unsqueeze", square, [site.dims[0], 1, *site.dims[1:]], site, emitter)
