@@ -330,6 +330,7 @@ def by_window(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     _need(site.dtype == ir.DataType.FLOAT and found.dtype in (None, site.dtype), "its dtype is not float32")
     channels, size = site.dims[1], before + after + 1
     _need(isinstance(channels, int), "the number of its channels is not known")
+    assert isinstance(channels, int)
     square = emitter.op("Mul", site.data, site.data)
     flat = site.rank != 4
     inner = [1] if flat else [1, 1]
