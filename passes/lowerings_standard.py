@@ -45,6 +45,12 @@ def _not_by_layer_norm(site: NormSite) -> None:
     _need("LayerNormalization" not in site.operators, "it is a LayerNormalization, which is more accurate")
 
 
+def _has_layer_norm(site: NormSite, target: Target) -> None:
+    """ONNX Runtime has LayerNormalization in the default domain since opset 1: it is what it fuses its nodes to."""
+    has = site.weights.opset >= 17 or target.provider != "portable"
+    _need(has, f"opset {site.weights.opset} has no LayerNormalization, opset 17 has")
+
+
 def _has_instance_norm(site: NormSite, target: Target) -> None:
     """A kernel that is registered for one version of an operator serves no later one."""
     has = target.provider != "cuda" or site.weights.opset <= CUDA_OPSET
@@ -57,7 +63,7 @@ def layer_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     axis = root.axes[0]
     _need(root.centred and root.groups is None, "it is no LayerNorm")
     _need(root.axes == tuple(range(axis, site.rank)), "its axes are not the last ones")
-    _need(site.weights.opset >= 17, f"opset {site.weights.opset} has no LayerNormalization, opset 17 has")
+    _has_layer_norm(site, target)
     _need(site.dtype in _ANY_FLOAT, "its dtype")
     stash = site.standardize.dtype or site.dtype
     _need(stash in (ir.DataType.FLOAT, site.dtype), "its statistics are computed in another dtype")
@@ -220,7 +226,7 @@ def by_layer_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """Reshape (N, G, −1) → LayerNormalization(1) → Reshape → Mul → Add."""
     root, factor = plain_root(site)
     _need(root.centred, "it subtracts no mean")
-    _need(site.weights.opset >= 17, f"opset {site.weights.opset} has no LayerNormalization, opset 17 has")
+    _has_layer_norm(site, target)
     stash = site.standardize.dtype or site.dtype
     _need(stash in (ir.DataType.FLOAT, site.dtype), "its statistics are computed in another dtype")
     shape, sets = _sets(site, root.groups, root.axes)
@@ -241,7 +247,7 @@ def by_transposes(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     _need(root.groups is None and len(root.axes) == 1 and root.axes[0] < site.rank - 1, "its axis is the last one")
     axis = root.axes[0]
     if root.centred:
-        _need(site.weights.opset >= 17, f"opset {site.weights.opset} has no LayerNormalization, opset 17 has")
+        _has_layer_norm(site, target)
     else:
         _need(target.provider != "portable" or site.weights.opset >= 23, "there is no RMSNormalization below opset 23")
     _need(site.standardize.dtype in (None, site.dtype, ir.DataType.FLOAT), "its statistics are of another dtype")

@@ -32,6 +32,9 @@ ROWS_BELOW_17 = f"{centred('[-1]', 'i = Reciprocal(r) n = Mul(d, i) g = Mul(w, n
 TRAINING = "y, o, p = BatchNormalization<training_mode=1>(x, w, w, w, v)"
 
 
+IMAGE = "(float[2,6,4,4] x) => (float[2,6,4,4] y) {{ {} }}"
+
+
 def last(body: str, inputs: str = "x", outputs: str = "y", size: int = 8) -> str:
     """A model of images with the channels last."""
     given, made = (", ".join(f"float[2,4,4,{size}] {name}" for name in names.split()) for names in (inputs, outputs))
@@ -85,6 +88,14 @@ APPLIES = (
         "GroupNorm Reshape Reshape",
         **PER_GROUP,
     ),
+    on_cuda(
+        "layer-norm",
+        added(CANCELS).replace("g = Add(x, z)", "g = Relu(x)"),
+        "LayerNormalization Relu",
+        13,
+        **ROW_WEIGHTS,
+    ),
+    Lowered("layer-norm", rows(ROWS_BELOW_17), "LayerNormalization", opset=13, weights=ROW_WEIGHTS),
     on_cuda("skip-layer-norm", added(CANCELS), "SkipLayerNormalization", 17, **ROW_WEIGHTS),
     on_cuda("skip-rms-norm", added(ADDED_RMS), "SkipSimplifiedLayerNormalization", 17, **ROW_WEIGHTS),
     on_cuda(
@@ -112,6 +123,14 @@ APPLIES = (
     ),
     Lowered(
         "norm-in-nodes",
+        rows(centred("[-1]", "n = Div(d, r) g = Mul(n, w) y = Add(g, c)")),
+        "Add Add Div Mul Pow ReduceMean ReduceMean Sqrt Sub",
+        "portable",
+        opset=13,
+        weights=ROW_WEIGHTS,
+    ),
+    Lowered(
+        "norm-in-nodes",
         rows(f"{RMS} y = Mul(n, w)"),
         "Add Div Mul Pow ReduceMean Sqrt",
         "portable",
@@ -119,7 +138,7 @@ APPLIES = (
     ),
     Lowered(
         "lrn",
-        f"(float[2,6,4,4] x) => (float[2,6,4,4] y) {{ {WINDOW} }}",
+        IMAGE.format(WINDOW),
         "LRN",
         "portable",
         weights=WINDOW_WEIGHTS,
@@ -134,6 +153,7 @@ APPLIES = (
 )
 
 REFUSES = (
+    Lowered("two-pass", IMAGE.format("y = MeanVarianceNormalization(x)"), "it would take 7 nodes, not 1", "portable"),
     on_cuda(
         CHANNELS_LAST,
         "(float[2,8,4,4] h) => (float[2,8,4,4] u) { " + f"{NORM} {SILU}" + " }",
@@ -170,15 +190,14 @@ REFUSES = (
     on_cuda("skip-rms-norm", rows(RMS.replace("n = ", "y = ")), "there is no Add of equals in front of it", 17, **E),
     Lowered(
         "norm-in-nodes",
-        rows(centred("[-1]", "n = Div(d, r) g = Mul(n, w) y = Add(g, c)")),
-        "9 nodes are no fewer than the 9 that stand there",
+        rows(f"{RMS} y = Mul(n, w)").replace("float[", "float16["),
+        "its dtype",
         "portable",
-        opset=13,
-        weights=ROW_WEIGHTS,
+        weights={"e": np.array(1e-3, np.float16), "w": np.ones(16, np.float16)},
     ),
     Lowered(
         "lrn",
-        f"(float[2,6,4,4] x) => (float[2,6,4,4] y) {{ {WINDOW} }}",
+        IMAGE.format(WINDOW),
         "ONNX Runtime adds and subtracts squares as the window moves",
         "portable",
         weights=WINDOW_WEIGHTS | {"alpha": np.array(0.3, np.float32)},

@@ -15,6 +15,7 @@ from normfuse.cli import main
 from normfuse.errors import ModelError, NormfuseError
 from normfuse.model import load
 from normfuse.passes.opset import OpsetPass
+from tests.lowered import RMS, E, centred, rows
 from tests.parity import build, ops, rules_of
 
 SAME = "(float[2,6,4,4] x) => (float[2,6,4,4] y)"
@@ -53,6 +54,22 @@ def test_it_computes_the_same(text: str, before: int, after: int, expected: str,
     assert ops(result.model) == Counter(expected.split())
     assert result.model.opset_import[0].version == after
     assert "opset" in rules_of(result)
+    onnx.checker.check_model(result.model, full_check=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "opset", "expected"),
+    [
+        (rows(f"{RMS} y = Mul(n, w)"), 23, "RMSNormalization"),
+        (rows(centred("[-1]", "n = Div(d, r) g = Mul(n, w) y = Add(g, w)")), 17, "LayerNormalization"),
+    ],
+    ids=["RMSNorm", "LayerNorm"],
+)
+def test_a_norm_gets_the_operator_of_the_new_opset(text: str, opset: int, expected: str) -> None:
+    result = normfuse.optimize(build(text, opset=13, w=(16,), **E), "portable", opset=opset)
+    assert result.report.parity is not None
+    assert result.report.parity.passed
+    assert ops(result.model) == Counter([expected])
     onnx.checker.check_model(result.model, full_check=True)
 
 
