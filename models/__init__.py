@@ -15,6 +15,7 @@ from models.affine import (
 )
 from models.convolutional import UNet, conv_net_1d, conv_net_3d, dense_net, frozen_resnet, preactivation_resnet
 from models.entry import Entry
+from models.mobile import TextDetector, mobile_net
 from models.normalized import INCEPTIONS, alexnet, googlenet, group_norm_resnet
 from models.styles import AdaptiveGenerator, StyledDecoder, convnext, style_transfer
 from models.tokens import LeViT, layer_scale_net, mlp
@@ -51,6 +52,8 @@ MODELS: dict[str, Entry] = {
         Entry("adain-features", StyledDecoder, ((2, 32, 8, 8), (2, 32, 6, 6)), _BATCHES),
         Entry("adain-linear", AdaptiveGenerator, ((2, 16, 6, 6), (2, 8)), _BATCHES),
         Entry("convnext", convnext, _IMAGE),
+        Entry("mobile-net", mobile_net, _IMAGE),
+        Entry("text-detector", TextDetector, _IMAGE, keeps=6),
     )
 }
 """Small models, quick to export and to check."""
@@ -73,6 +76,8 @@ LARGE: dict[str, Entry] = {
         Entry("adain-features-large", partial(StyledDecoder, 16, 2), ((1, 128, 32, 32), (1, 128, 32, 32)), _BATCHES),
         Entry("adain-linear-large", partial(AdaptiveGenerator, 128, 3, 64), ((1, 128, 16, 16), (1, 64)), _BATCHES),
         Entry("convnext-atto", partial(convnext, 40, (2, 2, 6, 2), 1000), _PHOTO),
+        Entry("mobile-net-large", partial(mobile_net, 32, 2, 1000), _PHOTO),
+        Entry("text-detector-large", partial(TextDetector, 48, 2), ((1, 3, 320, 320),), keeps=12),
     )
 }
 """The same architectures at a size whose latency can be measured."""
