@@ -120,8 +120,9 @@ def t5_encoder(width: int = 256, depth: int = 4) -> nn.Module:
 def _eager(network: Any) -> Any:
     """The same with attention in plain products, which every opset has."""
     processors: Any = import_module("diffusers.models.attention_processor")
-    if hasattr(network, "set_attn_processor"):
-        network.set_attn_processor(processors.AttnProcessor())
+    for module in network.modules():
+        if hasattr(module, "set_processor"):
+            module.set_processor(processors.AttnProcessor())
     return network
 
 

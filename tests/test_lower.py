@@ -40,6 +40,7 @@ WINDOW_WEIGHTS: dict[str, Any] = {
     "beta": np.float32(0.75),
 }
 
+ROWS = np.array([2, 5, 16])
 AFFINE_ROWS = "n = Div(d, r) g = Mul(n, w) y = Add(g, c)"
 SPELLED_ROWS = rows(centred("[-1]", AFFINE_ROWS))
 GIVEN_ROWS = SPELLED_ROWS.replace("x)", "x, float[16] w, float[16] c)", 1)
@@ -180,6 +181,12 @@ APPLIES = (
         image("y = LRN<size=5, alpha=0.3>(x)").replace("[2,6,4,4]", "[N,6,H,W]"),
         "Conv Div Mul Mul Sqrt Sqrt Squeeze Unsqueeze",
         opset=12,
+    ),
+    Lowered(
+        "lrn-by-conv",
+        rows(WINDOW).replace("[5,1,1], strides=[1,1,1]", "[5,1], strides=[1,1]"),
+        "Conv Div Mul Mul Reshape Reshape Sqrt Sqrt",
+        weights=WINDOW_WEIGHTS | {"s": np.array([2, 1, 5, 16]), "z": np.array([0, 0, 2, 0, 0, 0, 2, 0]), "t": ROWS},
     ),
     Lowered("lrn", image(WINDOW), "LRN", "cuda", weights=WINDOW_WEIGHTS | {"alpha": np.float32(1e-4)}),
     Lowered(
