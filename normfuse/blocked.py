@@ -15,6 +15,7 @@ from normfuse.anatomy import Atlas
 from normfuse.errors import NormfuseError
 from normfuse.executed import BLOCKED, Executed, Kernel, execute
 from normfuse.fates import Course, Fate, nodes_of
+from normfuse.passes.access import dims
 
 _X86 = frozenset({"amd64", "i386", "i686", "x86", "x86_64"})
 
@@ -22,18 +23,15 @@ _REACH = 64
 """Nodes that an expanded operator may have."""
 
 _WHY = {
-    "Add": "its operands differ in shape, or one is constant",
     "BatchNormalization": "its parameters are not constant, or no blocked node stands before it",
     "Cast": "it changes the type",
     "Clip": "it is no activation of a convolution",
     "Concat": "its parts do not fill blocks, or lie on another axis",
     "Conv": "its channels or groups do not fill blocks",
     "ConvTranspose": "there is no blocked kernel",
-    "Div": "a constant or an operand of another shape",
     "Flatten": "it changes the shape",
     "GlobalAveragePool": "its input is read in the plain layout, too",
     "HardSigmoid": "it does not fuse into the convolution before it",
-    "Mul": "its operands differ in shape, or one is constant",
     "Pad": "there is no blocked kernel",
     "ReduceMean": "there is no blocked kernel: GlobalAveragePool has one",
     "Reshape": "it changes the shape",
@@ -42,7 +40,6 @@ _WHY = {
     "Slice": "there is no blocked kernel",
     "Split": "there is no blocked kernel",
     "Squeeze": "it changes the shape",
-    "Sub": "a constant or an operand of another shape",
     "Transpose": "it moves the channels",
 }
 """Why an operator does not stay in the layout."""
@@ -148,8 +145,9 @@ def _breaks(executed: Executed, model: ir.Model, atlas: Atlas, course: Course) -
         own, kernel = members[0]
         part_of = atlas.members.get(own, "") or (atlas.norms[own].name if own in atlas.norms else "")
         operator = nodes[own].op_type if own else kernel.operator
+        because = _because(operator, part_of, nodes.get(own))
         fate = course.fate(whole, is_norm=bool(part_of)) if own else None
-        found.append(Break(own, operator, part_of, _because(operator, part_of), len(tensors[whole]), fate))
+        found.append(Break(own, operator, part_of, because, len(tensors[whole]), fate))
     if outputs:
         found.append(Break("", "output of the model", "", "outputs have the plain layout", outputs, None))
     return tuple(found)
@@ -172,9 +170,24 @@ def _origin(kernel: Kernel, executed: Executed, nodes: Mapping[str, ir.Node], or
     return ""
 
 
-def _because(operator: str, part_of: str) -> str:
+def _because(operator: str, part_of: str, node: ir.Node | None) -> str:
     if part_of.endswith("Norm") or part_of in ("LRN", "normalization"):
         return "it has statistics of its input"
     if part_of:
         return "it is spelled out in operators that leave the layout"
+    if node is not None and operator in ("Add", "Div", "Mul", "Sub", "Sum"):
+        return _why_not_equal(node)
     return _WHY.get(operator, "there is no blocked kernel for it")
+
+
+def _why_not_equal(node: ir.Node) -> str:
+    """Add and Mul stay blocked where all operands do and have one shape."""
+    operands = [value for value in node.inputs if value is not None]
+    if any(value.const_value is not None or value.producer() is None for value in operands):
+        return "an operand is constant"
+    shapes = [dims(value) for value in operands]
+    if all(sizes is not None for sizes in shapes) and any(sizes != shapes[0] for sizes in shapes):
+        return "its operands differ in shape"
+    if node.op_type in ("Div", "Sub"):
+        return "there is no blocked kernel"
+    return "an operand is not in the layout, or differs in shape"

@@ -1,5 +1,6 @@
 """What `normfuse inspect` found, as text: normalizations, affine maps, their time, and the blocked layout."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -7,7 +8,7 @@ from normfuse.blocked import Break, Layout
 from normfuse.fates import Fate
 from normfuse.inspection import Inspection, Site
 from normfuse.shares import Profile
-from normfuse.tables import few, nameless, percent, print_table, shape, table
+from normfuse.tables import few, nameless, percent, print_table, shape, short, table
 
 MOST_ROWS = 30
 """Affine maps are listed one by one up to this many, unless all are asked for; else those alike are counted."""
@@ -70,7 +71,7 @@ def _print_norms(norms: Sequence[Site], timed: bool, verbose: bool) -> None:
             print(f"  {name + ':':<9} {fate}")
         rows = table("  node", "shape", *((">time", "runs as") if timed else ()))
         for site in sites:
-            nodes = ", ".join(site.nodes) if verbose else site.node
+            nodes = ", ".join(site.nodes) if verbose else short(site.node)
             rows.add_row(f"  {nodes}", shape(site.shape, site.dtype), *(_time(site) if timed else ()))
         print_table(rows)
 
@@ -106,27 +107,29 @@ def _reason(reason: str) -> str:
 def _print_affines(affines: Sequence[Site], timed: bool, verbose: bool) -> None:
     times = (">time",) if timed else ()
     if verbose or len(affines) <= MOST_ROWS:
-        rows = table("affine map", "operator", "shape", "stands", *times, "for this target")
+        wide = verbose or not sys.stdout.isatty()
+        rows = table("affine map", "operator", "shape", *(("stands",) if wide else ()), *times, "for this target")
         for site in affines:
             stands = f"{few(map(_brief, site.behind))} → · → {few(map(_brief, site.before))}"
-            row = (site.node, site.operator, shape(site.shape, site.dtype), stands)
-            rows.add_row(*row, *(_time(site)[:1] if timed else ()), _outcome(site))
+            row = (short(site.node), site.operator, shape(site.shape, site.dtype), *((stands,) if wide else ()))
+            outcome = _outcome(site, verbose)
+            rows.add_row(*row, *(_time(site)[:1] if timed else ()), outcome if wide else nameless(outcome))
         print_table(rows)
         return
     groups: dict[tuple[str, str], list[Site]] = defaultdict(list)
     for site in affines:
-        outcome = site.outcome if site.outcome == "folded" else nameless(_outcome(site))
+        outcome = site.outcome if site.outcome == "folded" else nameless(_outcome(site, verbose))
         groups[site.operator, outcome].append(site)
     rows = table(">affine maps", "operator", "formula", "such as", *times, "for this target")
     for (operator, outcome), sites in sorted(groups.items(), key=lambda item: -len(item[1])):
         known = [site.share for site in sites if site.share is not None]
         share = (percent(sum(known)) if known else "?",) if timed else ()
-        rows.add_row(str(len(sites)), operator, sites[0].formula, sites[0].node, *share, outcome)
+        rows.add_row(str(len(sites)), operator, sites[0].formula, short(sites[0].node), *share, outcome)
     print_table(rows)
     print("(each of them: --verbose)\n")
 
 
-def _outcome(site: Site) -> str:
+def _outcome(site: Site, verbose: bool) -> str:
     match site.outcome:
         case "folded":
             return f"folded into {few(site.into)}"
@@ -136,13 +139,16 @@ def _outcome(site: Site) -> str:
             operators = [fate.operators for fate in site.targets.values() if fate.into == site.into and fate.operators]
             return f"rewritten as {', '.join(operators[0])}" if operators else "rewritten"
         case _:
-            return f"stays: {'; '.join(site.reasons)}" if site.reasons else "stays"
+            more = f" (+{len(site.reasons) - 1})" if len(site.reasons) > 1 and not verbose else ""
+            return (
+                f"stays: {'; '.join(site.reasons if verbose else site.reasons[:1])}{more}" if site.reasons else "stays"
+            )
 
 
 def _brief(title: str) -> str:
     """Operator and name of a node; the name alone where it begins with the operator."""
     operator, _, name = title.partition(" ")
-    return name if name.startswith(operator) else title
+    return short(name) if name.startswith(operator) else f"{operator} {short(name)}"
 
 
 def _print_layout(layout: Layout, verbose: bool) -> None:
@@ -161,7 +167,7 @@ def _print_layout(layout: Layout, verbose: bool) -> None:
     rows = table(">reorders", "broken by", "such as", "because", "for cpu")
     for key, members in sorted(groups.items(), key=lambda item: -sum(one.reorders for one in item[1])):
         count = sum(one.reorders for one in members)
-        rows.add_row(f"{count}", key[0], members[0].node, key[1], key[2])
+        rows.add_row(f"{count}", key[0], short(members[0].node), key[1], key[2])
     print_table(rows)
 
 

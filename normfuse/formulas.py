@@ -68,7 +68,7 @@ def extent(standardize: Standardize, dims: Sequence[Dim] | None) -> str:
         size = f"{channels // groups} of {channels}" if isinstance(channels, int) else f"1/{groups} of the"
         among = f"{_named(rest, rank)} and " if rest else ""
         return f"{among}{size} channels; {_per(axes, rank)}"
-    if axes == (rank - 1,) and rank < 4:
+    if axes == (rank - 1,):
         last = dims[-1]
         return f"the last axis{f' ({last})' if isinstance(last, int) else ''}; per position"
     return f"{_named(axes, rank)}; {_per(axes, rank)}"

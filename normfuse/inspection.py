@@ -32,6 +32,7 @@ from normfuse.fates import Course, Fate, Outcome, nodes_of
 from normfuse.formulas import AFFINE_FORMULAS, NORM_FORMULAS, TRAINING_FORMULA
 from normfuse.model import Source, load
 from normfuse.passes.prepare import PreparePass
+from normfuse.pipeline import quiet
 from normfuse.report import NORMALIZATIONS
 from normfuse.target import PROVIDERS, Target
 
@@ -189,9 +190,21 @@ def inspect(
         NormfuseError: there is no such target, or no inputs can be made.
         TargetError: the model is to be timed, and ONNX Runtime is missing or cannot run it.
     """
-    say = progress or (lambda doing: None)
     where = Target.parse(target, threads)
     model = load(source)
+    with quiet():
+        return _inspection(model, where, profile, layout, data, shapes, progress or (lambda doing: None))
+
+
+def _inspection(
+    model: ir.Model,
+    where: Target,
+    profile: bool,
+    layout: bool,
+    data: Any,
+    shapes: Mapping[str, Any] | None,
+    say: Callable[[str], None],
+) -> Inspection:
     _name_nodes(model)
     prepared = model.clone()
     PreparePass()(prepared)

@@ -194,7 +194,7 @@ def rewrite(
         for observe in observers:
             observe(name, model)
 
-    with _quiet():
+    with quiet():
         if raising is not None and "opset" not in ignore:
             run("opset", raising)
         run("prepare", preparing)
@@ -281,7 +281,7 @@ def _inner_values(model: ir.Model) -> Iterator[ir.Value]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the passes of onnx_ir from writing warnings about what they skip."""
     logger = logging.getLogger("onnx_ir")
     level = logger.level

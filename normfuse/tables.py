@@ -7,6 +7,12 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
+LONGEST_DIM = 16
+"""Characters of a dimension that is still a name."""
+
+LONGEST_NAME = 28
+"""Characters of a name in a table on a terminal."""
+
 PIPE_WIDTH = 4096
 """Columns of an output that is no terminal: nothing is wrapped or cut there, so that it can be searched."""
 
@@ -34,13 +40,23 @@ def width() -> int | None:
 
 def shape(sizes: Sequence[int | str | None] | None, dtype: str | None = None) -> str:
     """A shape and a dtype: `1×64×?×? float`."""
-    dims = "?" if sizes is None else "×".join("?" if dim is None else str(dim) for dim in sizes)
+    dims = "?" if sizes is None else "×".join(map(_dim, sizes))
     return f"{dims} {(dtype or '').lower()}".rstrip()
+
+
+def _dim(dim: int | str | None) -> str:
+    """A dimension; a formula instead of a name is as good as unknown."""
+    return "?" if dim is None or len(str(dim)) > LONGEST_DIM else str(dim)
+
+
+def short(name: str) -> str:
+    """The end of a long name on a terminal, which tells more than its beginning; elsewhere all of it."""
+    return name if len(name) <= LONGEST_NAME or not sys.stdout.isatty() else f"…{name[-LONGEST_NAME + 1 :]}"
 
 
 def few(names: Iterable[str]) -> str:
     """The first two names, and how many there are besides."""
-    every = list(names)
+    every = [short(name) for name in names]
     more = f" +{len(every) - 2}" if len(every) > 2 else ""
     return ", ".join(every[:2]) + more if every else "—"
 

@@ -23,6 +23,7 @@ from normfuse.passes.lower import restore
 from normfuse.passes.prepare import PreparePass
 from normfuse.passes.sources import Source, read
 from normfuse.passes.weights import Weights
+from normfuse.pipeline import quiet
 from normfuse.report import NORMALIZATIONS
 
 _LINEAR = frozenset({"Conv", "ConvInteger", "ConvTranspose", "Einsum", "Gemm", "MatMul", "MatMulInteger"})
@@ -49,7 +50,11 @@ class Untaxed:
 
 def untaxed(model: ir.Model) -> Untaxed:
     """Takes the normalizations and affine maps out of a copy of a model that `normfuse.model.load` returned."""
-    model = model.clone()
+    with quiet():
+        return _untaxed(model.clone())
+
+
+def _untaxed(model: ir.Model) -> Untaxed:
     PreparePass()(model)
     LiftPass()(model)
     weights = Weights(model)

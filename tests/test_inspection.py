@@ -303,6 +303,7 @@ def test_parts_of_an_activation_are_no_affine_maps() -> None:
     [
         (Standardize.layer_norm((2,)), (2, 7, 16), "the last axis (16); per position"),
         (Standardize.layer_norm((1,)), (2, "D"), "the last axis; per position"),
+        (Standardize.layer_norm((3,)), (1, 7, 7, 16), "the last axis (16); per position"),
         (Standardize.layer_norm((1, 2, 3)), (2, 8, 6, 6), "C, H, W; per sample"),
         (Standardize.layer_norm((1,)), (2, 8, 6, 6), "C; per sample and position"),
         (Standardize.layer_norm((0,)), (2, 8), "axis 0; per column"),
