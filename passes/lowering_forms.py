@@ -55,6 +55,19 @@ def plain_root(site: NormSite) -> tuple[Standardize, float]:
     )
 
 
+def operator_root(site: NormSite) -> tuple[Standardize, float]:
+    """The same for an operator that holds ε as an attribute, which is a float32.
+
+    Raises:
+        RefusedError: ε does not stand inside of a square root, or is another number in float32.
+    """
+    root, factor = plain_root(site)
+    rounded = float(np.float32(root.epsilon))
+    if site.dtype == ir.DataType.DOUBLE and rounded != root.epsilon:
+        raise RefusedError("the attribute epsilon is a float32, which is another number than the ε of a float64 model")
+    return root, factor
+
+
 def scaled(operand: Operand | None, factor: float) -> Operand | None:
     """γ times a number.
 

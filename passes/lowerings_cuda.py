@@ -17,7 +17,7 @@ from normfuse.passes.access import attribute, dims, operator
 from normfuse.passes.emitter import Emitter
 from normfuse.passes.lifted import lifted
 from normfuse.passes.lowering import NormSite
-from normfuse.passes.lowering_forms import affine, is_along, need, plain_root, scaled, vector
+from normfuse.passes.lowering_forms import affine, is_along, need, operator_root, scaled, vector
 from normfuse.target import Target
 
 DOMAIN = "com.microsoft"
@@ -68,7 +68,7 @@ def group_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
 
     An Add in front that gives x in (N, H, W, C) makes it a SkipGroupNorm, which returns the sum as well.
     """
-    root, factor = plain_root(site)
+    root, factor = operator_root(site)
     rank, groups, channels = site.rank, root.groups, site.dims[1] if site.rank > 1 else None
     need(root.centred and groups is not None and root.channel == 1, "it has no groups of channels")
     assert groups is not None
@@ -179,7 +179,7 @@ def skip_rms_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
 
 
 def _skip(name: str, site: NormSite, emitter: Emitter) -> ir.Value:
-    root, factor = plain_root(site)
+    root, factor = operator_root(site)
     last = (site.rank - 1,)
     need(root.axes == last and root.groups is None and site.rank == 3, f"{name} is for the last of three axes")
     need(site.dtype == ir.DataType.FLOAT, f"{name} computes its statistics in the dtype of x, which is not float32")

@@ -14,6 +14,7 @@ from normfuse.passes.lowering_forms import (
     batch_norm,
     is_along,
     ones,
+    operator_root,
     plain_root,
     product,
     scaled,
@@ -23,6 +24,7 @@ from normfuse.passes.lowering_forms import (
 from normfuse.target import CUDA_OPSET, Target
 
 _ANY_FLOAT = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_INSTANCE_FLOAT = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
 _SMALL_ALPHA = 2e-4
@@ -59,7 +61,7 @@ def _has_instance_norm(site: NormSite, target: Target) -> None:
 
 def layer_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """LayerNormalization(x, γ, β) over the last axes; γ or β that do not stand along them follow as Mul and Add."""
-    root, factor = plain_root(site)
+    root, factor = operator_root(site)
     axis = root.axes[0]
     _need(root.centred and root.groups is None, "it is no LayerNorm")
     _need(root.axes == tuple(range(axis, site.rank)), "its axes are not the last ones")
@@ -80,7 +82,7 @@ def layer_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
 
 def rms_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """RMSNormalization(x, γ) over the last axes, from opset 23 on; SimplifiedLayerNormalization below."""
-    root, factor = plain_root(site)
+    root, factor = operator_root(site)
     axis = root.axes[0]
     _need(not root.centred and root.groups is None, "it is no RMSNorm")
     _need(root.axes == tuple(range(axis, site.rank)), "its axes are not the last ones")
@@ -103,13 +105,13 @@ def rms_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
 
 def instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """InstanceNormalization(x, γ, β) over the spatial axes."""
-    root, factor = plain_root(site)
+    root, factor = operator_root(site)
     _same_precision(site)
     _has_instance_norm(site, target)
     _need(root.centred and root.groups is None and site.rank > 2, "it is no InstanceNorm")
     _need(root.axes == tuple(range(2, site.rank)), "its axes are not the spatial ones")
     _not_by_layer_norm(site)
-    _need(site.dtype in _ANY_FLOAT[:3], "its dtype")
+    _need(site.dtype in _INSTANCE_FLOAT, "ONNX Runtime has no InstanceNormalization of its dtype")
     channels = site.dims[1]
     _need(isinstance(channels, int), "the number of its channels is not known")
     scale, bias = scaled(site.scale, factor), site.bias
@@ -167,7 +169,7 @@ def _by_image(site: NormSite, epsilon: float, operands: tuple[Operand | None, ..
 
 def group_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """GroupNormalization(x, γ, β), from opset 21 on."""
-    root, factor = plain_root(site)
+    root, factor = operator_root(site)
     _same_precision(site)
     _need(root.centred and root.axes == tuple(range(1, site.rank)) and site.rank > 2, "it is no GroupNorm")
     _need(root.groups is not None and root.channel == 1, "it has no groups of channels")
@@ -205,11 +207,11 @@ def _sets(site: NormSite, groups: int | None, axes: tuple[int, ...]) -> tuple[li
 
 def by_instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """Reshape (N, G, −1) → InstanceNormalization(1, 0) → Reshape → γ, β."""
-    root, factor = plain_root(site)
+    root, factor = operator_root(site)
     _same_precision(site)
     _has_instance_norm(site, target)
     _need(root.centred, "it subtracts no mean")
-    _need(site.dtype in _ANY_FLOAT[:3], "its dtype")
+    _need(site.dtype in _INSTANCE_FLOAT, "ONNX Runtime has no InstanceNormalization of its dtype")
     _not_by_layer_norm(site)
     shape, sets = _sets(site, root.groups, root.axes)
     scale = scaled(site.scale, factor)
@@ -224,7 +226,7 @@ def by_instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Val
 
 def by_layer_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """Reshape (N, G, −1) → LayerNormalization(1) → Reshape → Mul → Add."""
-    root, factor = plain_root(site)
+    root, factor = operator_root(site)
     _need(root.centred, "it subtracts no mean")
     _has_layer_norm(site, target)
     stash = site.standardize.dtype or site.dtype
@@ -243,7 +245,7 @@ def by_layer_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
 
 def by_transposes(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """Transpose → LayerNormalization or SimplifiedLayerNormalization → Transpose, for one axis that is not the last."""
-    root, factor = plain_root(site)
+    root, factor = operator_root(site)
     _need(root.groups is None and len(root.axes) == 1 and root.axes[0] < site.rank - 1, "its axis is the last one")
     axis = root.axes[0]
     if root.centred:

@@ -239,6 +239,28 @@ REFUSES = (
 )
 
 
+@pytest.mark.parametrize(("epsilon", "expected"), [(2.0**-17, "LayerNormalization"), (1e-5, "Div")])
+@pytest.mark.parametrize("provider", ["cpu", "portable"])
+def test_epsilon_of_float64_is_kept_where_an_attribute_is_another_number(
+    epsilon: float, expected: str, provider: Any
+) -> None:
+    body = centred("[-1]", "n = Div(d, r) g = Mul(n, w) y = Add(g, c)")
+    model = build(
+        rows(body).replace("float[", "double["), opset=17, dtype=np.float64, e=np.float64(epsilon), w=(16,), c=(16,)
+    )
+    result = normfuse.optimize(model, Target(provider, 1))
+    assert expected in ops(result.model), reasons_of(result)
+
+
+@pytest.mark.parametrize("provider", ["cpu", "portable"])
+def test_nothing_is_written_that_has_no_kernel_for_float64(provider: Any) -> None:
+    body = f"h = Reshape(x, s) {centred('[2]').replace('(x', '(h').replace('y = ', 'n = ')} y = Reshape(n, t)"
+    weights: dict[str, Any] = {"s": np.array([0, 2, -1]), "t": np.array([2, 6, 4, 4]), "e": np.float64(2.0**-17)}
+    model = build(image(body).replace("float[", "double["), opset=17, **weights)
+    result = normfuse.optimize(model, Target(provider, 1))
+    assert "InstanceNormalization" not in ops(result.model)
+
+
 @pytest.mark.parametrize("item", APPLIES, ids=str)
 def test_it_applies(item: Lowered) -> None:
     _, result = item.run()
