@@ -6,8 +6,8 @@ Runtime, its optimizer on, with the threads of the target. A form takes the plac
 
     third quartile over the rounds r of (t_form[r] / t_table[r]) ≤ 0.97
 
-twice, the second time against it alone, and where the verdict of `normfuse.verify` passes it. What stands around a
-normalization is not timed: that convolutions must leave their blocked layout for it costs every form the same.
+twice, the second time against it alone, and where the verdict of `normfuse.verify` passes it. Of what stands around a
+normalization only convolutions right in front and behind are timed with it (`passes.forms`).
 """
 
 import time
@@ -177,7 +177,7 @@ class Tuner:
         record = self._record(site, forms, forms.names[first], target, shapes)
         if isinstance(record, str):
             return Choice(table.rows, record), None
-        remark = remark_on(record, shapes[str(site.data.name)], site)
+        remark = remark_on(record, shapes[str(site.data.name)], site, forms.around)
         if record.chosen == forms.names[first]:
             return Choice(table.rows, remark), None
         if record.chosen == AS_IT_WAS:
@@ -190,7 +190,7 @@ class Tuner:
         self, site: NormSite, forms: Forms, first: str, target: Target, shapes: dict[str, tuple[int, ...]]
     ) -> Record | str:
         """What is known of a site, measured where it is not; else why it cannot be."""
-        description = describe(site, shapes[str(site.data.name)], target)
+        description = describe(site, shapes[str(site.data.name)], target, forms.around)
         key = {
             "normfuse": __version__,
             "onnxruntime": self._runtime,

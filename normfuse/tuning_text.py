@@ -6,9 +6,16 @@ from normfuse.passes.lowering import NormSite, Operand
 from normfuse.target import Target
 from normfuse.tuning_cache import Record
 
+_AROUND = {
+    (False, False): "",
+    (True, False): " behind a convolution",
+    (False, True): " in front of a convolution",
+    (True, True): " between convolutions",
+}
 
-def describe(site: NormSite, shape: tuple[int, ...], target: Target) -> str:
-    """What is measured, for people."""
+
+def describe(site: NormSite, shape: tuple[int, ...], target: Target, around: tuple[bool, bool]) -> str:
+    """What is measured, for people; `around`: whether a convolution stands in front, and behind."""
     found = site.standardize
     name = found.name(site.rank)
     if found.groups is not None:
@@ -19,7 +26,7 @@ def describe(site: NormSite, shape: tuple[int, ...], target: Target) -> str:
         name += f" over {', '.join(str(axis) for axis in found.axes)}"
     affine = [_kind(letter, operand) for letter, operand in (("γ", site.scale), ("β", site.bias)) if operand]
     where = f"opset {site.weights.opset}, {target.provider}, {target.threads} threads"
-    return f"{' '.join([name, *affine])}; {_times(shape)} {site.dtype.name.lower()}; {where}"
+    return f"{' '.join([name, *affine])}{_AROUND[around]}; {_times(shape)} {site.dtype.name.lower()}; {where}"
 
 
 def _kind(letter: str, operand: Operand) -> str:
@@ -30,13 +37,13 @@ def _times(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape))
 
 
-def remark_on(record: Record, shape: tuple[int, ...], site: NormSite) -> str:
+def remark_on(record: Record, shape: tuple[int, ...], site: NormSite, around: tuple[bool, bool]) -> str:
     """What was measured, for the report."""
     timed = [form for form in record.forms if form.seconds is not None]
     own = next(form for form in timed if form.form == record.chosen)
     others = [form for form in timed if form is not own]
     sized = "" if all(isinstance(dim, int) for dim in site.dims) else f" at {_times(shape)}"
-    forms = f"{len(timed)} forms measured{sized}"
+    forms = f"{len(timed)} forms measured{_AROUND[around]}{sized}"
     if not others:
         return f"no other form runs{sized}"
     allowed = [form for form in others if not form.problem]

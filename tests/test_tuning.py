@@ -25,7 +25,7 @@ from normfuse.passes import lower
 from normfuse.passes.access import RefusedError
 from normfuse.passes.emitter import Emitter
 from normfuse.passes.excerpt import excerpt, sizes_of
-from normfuse.passes.forms import AS_IT_WAS
+from normfuse.passes.forms import AS_IT_WAS, forms_of
 from normfuse.passes.lift import LiftPass
 from normfuse.passes.lowering import Lowering, NormSite, site_of
 from normfuse.passes.lowerings import LOWERINGS
@@ -178,6 +178,51 @@ class TestChoice:
         assert "not measured: behind depends on what stands around it" in details(result)
 
 
+CHANNELS_FIRST = centred("[1]").replace("(x", "(f").replace("y = Div", "n = Div")
+
+
+class TestSurroundings:
+    """A Transpose next to a convolution costs nothing in ONNX Runtime, one that stands alone does."""
+
+    @pytest.mark.parametrize(
+        ("body", "around"),
+        [
+            (f"f = Conv(x, k) {CHANNELS_FIRST} y = Conv(n, k)", "between convolutions"),
+            (f"f = Conv(x, k) {CHANNELS_FIRST} y = Tanh(n)", "behind a convolution"),
+            (f"f = Tanh(x) {CHANNELS_FIRST} y = Conv(n, k)", "in front of a convolution"),
+        ],
+    )
+    def test_convolutions_are_timed_with_it(self, tune: Callable[..., Result], body: str, around: str) -> None:
+        seen: list[Any] = []
+
+        class Watch(Stopwatch):
+            def __call__(self, models: Mapping[str, ir.Model], *rest: Any) -> list[Timing]:
+                seen.extend(Counter(node.op_type for node in model.graph)["Conv"] for model in models.values())
+                return super().__call__(models, *rest)
+
+        result = tune(build(image(body), opset=17, e=EPSILON, k=(6, 6, 1, 1)), Watch({}))
+        assert len(seen) >= 3
+        assert set(seen) == {body.count("Conv(")}
+        assert f"forms measured {around}: " in details(result)
+
+    def test_what_they_hold_is_computed_as_before(self) -> None:
+        body = f"f = Conv(x, k) {CHANNELS_FIRST} y = Conv(n, k)"
+        model = load(build(image(body), opset=17, e=EPSILON, k=(6, 6, 1, 1)))
+        PreparePass(None, ())(model)
+        LiftPass()(model)
+        site = next(sites(model))
+        alone = excerpt(model, site)
+        lower.restore(alone)
+        forms = forms_of(model, site, [row for row in LOWERINGS if "cpu" in row.targets], Target("cpu", 1))
+        assert forms.around == (True, True)
+        assert {"channels-first-by-products", "norm-by-transposes"} < set(forms.models)
+        (expected,) = run(alone)
+        np.testing.assert_array_equal(run(forms.models[AS_IT_WAS])[0], expected)
+        for form in forms.models.values():
+            assert [node.op_type for node in form.graph].count("Conv") == 2
+            np.testing.assert_allclose(run(form)[0], expected, rtol=1e-4, atol=1e-5)
+
+
 class TestAccuracy:
     def test_a_variance_that_cancels_never_wins(self, cache: TuningCache) -> None:
         model = build(f"(float[5,16] x) => (float[5,16] y) {{ {CANCELLING} }}", opset=17, e=EPSILON)
@@ -278,7 +323,7 @@ class TestSizes:
         ((_, _, shapes),) = timer.asked
         (shape,) = (shape for name, shape in shapes.items())
         sized = "×".join(map(str, shape))
-        assert f"forms measured at {sized}" in details(result)
+        assert f" at {sized}: " in details(result)
         return shape
 
     def test_dynamic_ones_have_the_defaults_of_bench(self, tune: Callable[..., Result]) -> None:
