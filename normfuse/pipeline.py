@@ -216,11 +216,12 @@ def rewrite(
     stays = [refusal for refusal in folding.refusals if refusal.node not in rewritten]
     if tuner is not None and tuner is not tune and tuner.cache.warning:
         warnings.warn(tuner.cache.warning, stacklevel=3)
+    lost = opsets.lost_kernels(model, where)
     return Report(
         before,
         Counts.of(model),
         [*raised, *preparing.changes, *folding.changes, *blocking.changes, *lowering.changes, *joining.changes],
-        unique([*preparing.refusals, *lifting.refusals, *stays, *blocking.refusals, *lowering.refusals]),
+        unique([*preparing.refusals, *lifting.refusals, *stays, *blocking.refusals, *lowering.refusals, *lost]),
     )
 
 

@@ -178,7 +178,7 @@ LOWERINGS: tuple[Lowering, ...] = (
         None,
         laws.by_transposes,
         "an axis that is moved to the end is normalized there",
-        targets=_RUNTIME,
+        targets=_ALL,
     ),
     Lowering(
         "lrn-by-conv",

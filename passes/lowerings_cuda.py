@@ -151,7 +151,7 @@ def _silu(value: ir.Value, emitter: Emitter) -> tuple[ir.Value, int]:
     if len(uses) == 1:
         record = lifted(uses[0].node)
         meaning = None if record is None else record.meaning
-        if isinstance(meaning, Activation) and str(meaning.kind) == "SiLU":
+        if isinstance(meaning, Activation) and meaning.kind == "Swish" and meaning.alpha == 1.0:
             emitter.consumed.append(uses[0].node)
             return uses[0].node.outputs[0], 1
     gates = [node for node in readers if operator(node) == "Sigmoid"]

@@ -18,7 +18,7 @@ from normfuse.passes.inference import infer_shapes
 from normfuse.passes.opset_mendings import MENDINGS, Places
 from normfuse.passes.rule import Rule
 from normfuse.passes.weights import Weights, constant_tensor, is_function_body, mark_functions
-from normfuse.report import Change
+from normfuse.report import Change, Refusal
 from normfuse.target import CUDA_OPSET, Target
 
 _SHOWN = 4096
@@ -113,6 +113,16 @@ def check_opset(opset: int | None, current: int, target: Target) -> None:
             f"above opset {CUDA_OPSET} ONNX Runtime runs InstanceNormalization and MaxPool on the CPU, not on CUDA; "
             f"choose at most {CUDA_OPSET}, not {opset}"
         )
+
+
+def lost_kernels(model: ir.Model, target: Target) -> list[Refusal]:
+    """What ONNX Runtime runs on the CPU, with copies, because the opset of a model is above the last it has on CUDA."""
+    opset = model.opset_imports.get("", 0)
+    if target.provider != "cuda" or opset <= CUDA_OPSET:
+        return []
+    reason = f"ONNX Runtime runs it on the CPU at opset {opset}; export the model at opset {CUDA_OPSET} or below"
+    nodes = [node for node in model.graph.all_nodes() if operator(node) in ("InstanceNormalization", "MaxPool")]
+    return [Refusal("opset", node.name or node.op_type, reason) for node in nodes]
 
 
 def _version(name: str, opset: int) -> int:

@@ -137,6 +137,13 @@ APPLIES = (
         weights=ROW_WEIGHTS,
     ),
     Lowered(
+        "norm-by-transposes",
+        IMAGE.format(centred("[1]", "n = Div(d, r) g = Mul(n, w) y = Add(g, c)")),
+        "LayerNormalization Transpose Transpose",
+        "portable",
+        weights=E | {"w": (6, 1, 1), "c": (6, 1, 1)},
+    ),
+    Lowered(
         "lrn",
         IMAGE.format(WINDOW),
         "LRN",

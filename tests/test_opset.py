@@ -16,7 +16,7 @@ from normfuse.errors import ModelError, NormfuseError
 from normfuse.model import load
 from normfuse.passes.opset import OpsetPass
 from tests.lowered import RMS, E, centred, rows
-from tests.parity import build, ops, rules_of
+from tests.parity import build, ops, reasons_of, rules_of
 
 SAME = "(float[2,6,4,4] x) => (float[2,6,4,4] y)"
 DOUBLE = "(float[2,6,4,4] x) => (float[2,6,8,8] y)"
@@ -153,6 +153,13 @@ def test_an_opset_that_makes_no_sense_is_a_usage_error(opset: int, target: str, 
     with pytest.raises(NormfuseError, match=reason) as caught:
         normfuse.optimize(build(f"{SAME} {{ y = Relu(x) }}", opset=13), target, opset=opset)
     assert caught.value.exit_status == 2
+
+
+def test_what_cuda_lost_with_its_opset_is_named() -> None:
+    pool = f"{SAME} {{ y = MaxPool<kernel_shape=[1,1]>(x) }}"
+    for opset, target, said in ((22, "cuda", True), (21, "cuda", False), (22, "cpu", False)):
+        reasons = reasons_of(normfuse.optimize(build(pool, opset=opset), target, verify=False))
+        assert ("opset y: ONNX Runtime runs it on the CPU at opset 22" in reasons) is said
 
 
 def test_the_command_raises_it_and_says_why_not(tmp_path: Path) -> None:
