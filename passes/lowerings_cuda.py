@@ -68,12 +68,12 @@ def group_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
 
     An Add in front that gives x in (N, H, W, C) makes it a SkipGroupNorm, which returns the sum as well.
     """
+    need(site.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16), "GroupNorm runs on float32 and float16")
     root, factor = operator_root(site)
     rank, groups, channels = site.rank, root.groups, site.dims[1] if site.rank > 1 else None
     need(root.centred and groups is not None and root.channel == 1, "it has no groups of channels")
     assert groups is not None
     need(root.axes == tuple(range(1, rank)) and rank in (3, 4), "GroupNorm runs on (N, H, W, C)")
-    need(site.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16), "GroupNorm runs on float32 and float16")
     need(site.standardize.dtype in (None, site.dtype, ir.DataType.FLOAT), "its statistics are of another dtype")
     need(isinstance(channels, int), "the number of its channels is not known")
     assert isinstance(channels, int)
