@@ -175,7 +175,10 @@ def bench(
     labels = list(names) if names is not None else [_name(model, index) for index, model in enumerate(models)]
     if not models or len(labels) != len(models):
         raise NormfuseError(f"bench needs models and one name for each: {len(models)} models, {len(labels)} names")
-    counts = [threads or _available()] if not isinstance(threads, Sequence) else list(dict.fromkeys(threads))
+    counts = list(dict.fromkeys(threads)) if isinstance(threads, Sequence) else [threads] if threads is not None else []
+    counts = counts or [_available()]
+    if min(counts) < 1:
+        raise NormfuseError(f"threads must be at least 1, not {min(counts)}")
     with tempfile.TemporaryDirectory(prefix="normfuse-") as folder:
         say("reading the models")
         entrants = list(_entrants(models, labels, tax, folder))

@@ -65,6 +65,10 @@ def _untaxed(model: ir.Model) -> Untaxed:
         _bypass(model, node, index)
     restore(model)
     CleanPass()(model)
+    for node in (node for graph in model.graphs() for node in graph):
+        for value in node.outputs:
+            if value.type is None:
+                value.shape = None  # a shape without a type cannot be written
     return Untaxed(model, norms, len(places) - norms)
 
 
@@ -78,24 +82,30 @@ def _is_norm(node: ir.Node) -> bool:
 def _data_index(node: ir.Node, weights: Weights) -> int | None:
     """Which input a normalization or affine map would hand on; None for what stays."""
     if _is_norm(node):
-        record = lifted(node)
-        index = 0 if record is None else record.data
-        if node.op_type.startswith("Skip") or any(one.uses() or one.is_graph_output() for one in node.outputs[1:]):
-            return None
-    elif node.domain == DOMAIN:
+        return _norm_index(node)
+    if node.domain == DOMAIN:
         return None
-    else:
-        try:
-            source = read(node, weights)
-        except RefusedError:
-            return None
-        if not isinstance(source, Source) or source.affine.is_identity or _is_bias(source):
-            return None
-        index = source.index
-    data, output = node.inputs[index], node.outputs[0]
-    sizes = dims(data)
-    alike = data is not None and data.dtype == output.dtype and sizes is not None and sizes == dims(output)
-    return index if alike else None
+    try:
+        source = read(node, weights)
+    except RefusedError:
+        return None
+    if not isinstance(source, Source) or source.affine.is_identity or _is_bias(source):
+        return None
+    output, sizes = node.outputs[0], dims(source.data)
+    alike = source.data.dtype == output.dtype and sizes is not None and sizes == dims(output)
+    return source.index if alike else None
+
+
+def _norm_index(node: ir.Node) -> int | None:
+    """The data of a normalization, whose shape is that of its result."""
+    record, output = lifted(node), node.outputs[0]
+    index = 0 if record is None else record.data
+    data = node.inputs[index]
+    if data is None or node.op_type.startswith("Skip"):
+        return None
+    if any(one.uses() or one.is_graph_output() for one in node.outputs[1:]):
+        return None
+    return None if None not in (data.dtype, output.dtype) and data.dtype != output.dtype else index
 
 
 def _is_bias(source: Source) -> bool:

@@ -150,6 +150,11 @@ class TestRefusals:
         with pytest.raises(TargetError, match=r"model 1: ONNX Runtime failed to run it.*give other shapes"):
             quick(model(RELU), shapes={"x": (1, 3, 5)})
 
+    @pytest.mark.parametrize("threads", [0, -1, (1, 0)])
+    def test_threads_below_one(self, threads: int | tuple[int, ...]) -> None:
+        with pytest.raises(NormfuseError, match="threads must be at least 1"):
+            quick(model(RELU), threads=threads)
+
     def test_an_unknown_provider(self) -> None:
         with pytest.raises(TargetError, match="no provider 'abacus'"):
             quick(model(RELU), provider="abacus")

@@ -331,6 +331,14 @@ def test_details_tell_what_a_formula_may_hide() -> None:
     assert details(Standardize.lp_norm((1,), epsilon=1e-12)) == ("ε stands as a lower bound",)
 
 
+def test_nothing_is_logged_about_values_without_a_type(caplog: pytest.LogCaptureFixture) -> None:
+    model = parse(HEAD + " g (float[N, 4] x) => (float[N, 4] y) { t = Mul (x, k) y = Tanh (t) }", k=(4,))
+    given = ir.from_proto(model)
+    given.graph[0].outputs[0].shape = ir.Shape(["N", 4])  # and no type
+    inspect(given)
+    assert caplog.records == []
+
+
 def test_every_normalization_has_a_formula() -> None:
     assert set(NORM_FORMULAS) == NORMALIZATIONS
     assert set(inspection.DEFAULT_EPSILON) | inspection.NO_EPSILON <= NORMALIZATIONS
