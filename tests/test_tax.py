@@ -112,3 +112,12 @@ def test_bench_tells_the_tax_of_a_model_with_external_data_and_dynamic_dimension
     assert timing.tax is not None
     assert (timing.tax.norms, timing.tax.affines) == (1, 1)
     assert timing.tax.interval[0] <= timing.tax.share <= timing.tax.interval[1] < 1
+
+
+def test_a_normalization_of_unknown_rank_is_taken_out_too() -> None:
+    proto = model("n = LayerNormalization (x, v, v) m = Mul (n, k) y = Relu (m)")
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.ClearField("shape")
+    result = untaxed(load(proto))
+    assert operators(result) == ["Mul", "Relu"]
+    assert (result.norms, result.affines) == (1, 0)
