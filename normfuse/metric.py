@@ -195,7 +195,7 @@ class Tally:
         for who, values in contestants.items():
             sums.add(who, np.where(finite, values, 0.0) - kept)
         for other in noise[:1]:
-            sums.add("moved", np.where(finite, other - reference, 0.0))
+            sums.add("moved", np.where(finite, other, 0.0) - np.where(finite, reference, 0.0))
         self._moments += (finite.sum(), kept.sum(), np.square(kept).sum())
 
     def _add_discrete(self, truth: Array, reference: Array, candidate: Array, noise: Sequence[Array]) -> None:

@@ -38,6 +38,11 @@ class Term:
     attributes: tuple[tuple[str, Any], ...] = field(default=())
     number: float | None = None
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether a number stands in it."""
+        return self.number is not None or any(one.has_numbers for one in self.operands)
+
 
 X = Term()
 

@@ -67,6 +67,10 @@ def activation(
         return None
     if record is None and target.provider != "cpu":
         return None
+    if weights.opset < 8 and (weights.opset < 6 or best[0].has_numbers):
+        return None  # a number broadcasts only where an attribute says so
+    if meaning.kind == "TanhGelu" and weights.opset < 20 and node.outputs[0].is_graph_output():
+        raise RefusedError("ONNX Runtime fuses a GELU by tanh only where its result is read by another node")
     if data.dtype != ir.DataType.FLOAT:
         raise RefusedError(f"ONNX Runtime has the operators of {meaning.kind} for float32 only")
     return [node], write(best[0], data, emitter)
