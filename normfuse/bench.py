@@ -5,8 +5,7 @@ beforehand. A ratio is the median of the ratios *within* a round, so that what d
 
     ratio = median_r ( t_model[r] / t_first[r] )
 
-The interval around a median is that of its order statistics, which holds for any distribution: with n rounds, the
-k-th smallest and the k-th largest value enclose the median with probability 1 − 2 · P(B(n, ½) < k).
+The interval around a median is that of its order statistics (`normfuse.spread`).
 """
 
 import math
@@ -22,6 +21,7 @@ import numpy as np
 from normfuse.errors import NormfuseError
 from normfuse.runtime import Array, Optimizer, Session, require, session
 from normfuse.schema import SCHEMA_VERSION
+from normfuse.spread import CONFIDENCE, Interval, interval_ranks, median_interval
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 FEWEST_ROUNDS = 5
 SLICE_SECONDS = 0.02
 """What one turn of a model is to last: a model that is faster than this runs several times a turn."""
-
-CONFIDENCE = 0.95
-"""What the intervals are to reach; few rounds reach less, and the table says how much."""
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,28 +295,6 @@ def _elapsed(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def interval_ranks(count: int) -> tuple[int, float]:
-    """Which order statistics enclose a median: k, counted from 1 from either end, and the probability that they do.
-
-    P(x₍ₖ₎ ≤ median ≤ x₍ₙ₊₁₋ₖ₎) = 1 − 2 · P(B(n, ½) < k); the largest k that reaches `CONFIDENCE`, 1 where none does.
-    """
-    below, rank, reached = 0.0, 1, 1.0 - 2.0 * 0.5**count
-    for k in range(1, (count + 1) // 2 + 1):
-        below += math.comb(count, k - 1) * 0.5**count
-        if 1.0 - 2.0 * below < CONFIDENCE:
-            break
-        rank, reached = k, 1.0 - 2.0 * below
-    return rank, max(reached, 0.0)
-
-
-def _median(values: Array) -> tuple[float, Interval, Interval]:
-    """The median, the quartiles, and the confidence interval of the median."""
-    low, median, high = (float(value) for value in np.percentile(values, (25, 50, 75)))
-    rank, _ = interval_ranks(len(values))
-    ordered = np.sort(values)
-    return median, (low, high), (float(ordered[rank - 1]), float(ordered[-rank]))
-
-
 def _timings(
     entrants: Sequence[_Entrant], threads: int, loaded: Sequence[Session], samples: tuple[Array, list[Array]]
 ) -> Iterator[Timing]:
@@ -330,11 +303,11 @@ def _timings(
         if one.removed is not None:
             continue
         own = table[:, index]
-        median, quartiles, interval = _median(own)
-        ratio, ratio_quartiles, ratio_interval = _median(own / table[:, 0])
+        median, quartiles, interval = median_interval(own)
+        ratio, ratio_quartiles, ratio_interval = median_interval(own / table[:, 0])
         tax = None
         if index + 1 < len(entrants) and (removed := entrants[index + 1].removed) is not None:
-            share, _, share_interval = _median(1.0 - table[:, index + 1] / own)
+            share, _, share_interval = median_interval(1.0 - table[:, index + 1] / own)
             tax = Tax(*removed, float(np.median(table[:, index + 1])), share, share_interval)
         yield Timing(
             one.label,

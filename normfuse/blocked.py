@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from normfuse.anatomy import Atlas
+from normfuse.constants import Constants
 from normfuse.errors import NormfuseError
 from normfuse.executed import BLOCKED, Executed, Kernel, execute
 from normfuse.fates import Course, Fate, nodes_of
@@ -183,7 +184,8 @@ def _because(operator: str, part_of: str, node: ir.Node | None) -> str:
 def _why_not_equal(node: ir.Node) -> str:
     """Add and Mul stay blocked where all operands do and have one shape."""
     operands = [value for value in node.inputs if value is not None]
-    if any(value.const_value is not None or value.producer() is None for value in operands):
+    constants = Constants()
+    if any(value in constants for value in operands):
         return "an operand is constant"
     shapes = [dims(value) for value in operands]
     if all(sizes is not None for sizes in shapes) and any(sizes != shapes[0] for sizes in shapes):

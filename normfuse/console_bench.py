@@ -1,6 +1,7 @@
 """What `normfuse bench` measured, as text."""
 
-from normfuse.bench import BenchTable, Interval, Timing
+from normfuse.bench import BenchTable, Timing
+from normfuse.spread import Interval
 from normfuse.tables import percent, print_table, shape, table
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from normfuse.blocked import Break, Layout
 from normfuse.fates import Fate
-from normfuse.inspection import Inspection, Site
+from normfuse.inspection import Inspection
 from normfuse.shares import Profile
+from normfuse.site import Site
 from normfuse.tables import few, nameless, percent, print_table, shape, short, table
 
 MOST_ROWS = 30

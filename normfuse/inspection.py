@@ -21,26 +21,26 @@ graph and its subgraphs. In the bodies of model-local functions only operators a
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import onnx_ir as ir
 
 from normfuse.anatomy import Anatomy, Atlas
-from normfuse.fates import Course, Fate, Outcome, nodes_of
+from normfuse.constants import Constants
+from normfuse.fates import Course, nodes_of
 from normfuse.formulas import AFFINE_FORMULAS, NORM_FORMULAS, TRAINING_FORMULA
 from normfuse.model import Source, load
 from normfuse.passes.prepare import PreparePass
 from normfuse.pipeline import quiet
 from normfuse.report import NORMALIZATIONS
+from normfuse.site import Site, Statistics
 from normfuse.target import PROVIDERS, Target
 
 if TYPE_CHECKING:
     from normfuse.blocked import Layout
     from normfuse.shares import Profile
-
-Statistics = Literal["constant", "stored", "batch", "input"]
 
 LINEAR = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 """Operators that are linear where one operand is constant."""
@@ -51,79 +51,6 @@ DEFAULT_EPSILON = {"SkipLayerNormalization": 1e-12, "SkipSimplifiedLayerNormaliz
 """What an operator takes for ε where the attribute is absent; 1e-5 for those not listed."""
 
 NO_EPSILON = frozenset({"LRN", "LpNormalization", "MeanVarianceNormalization", "Standardize"})
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """One normalization or affine map of a model.
-
-    Attributes:
-        node: the node's name; one that was made up from its output where the file has none, or has it twice. Of a
-            normalization that is spelled out, the name of its last node.
-        operator: its operator type; of a normalization that is spelled out, what the field calls it.
-        statistics: where μ and σ come from: `constant` (a plain affine map), `stored` (BatchNormalization at
-            inference, which is one, too), `batch` or `input`.
-        formula: what it computes, with the set S that shares one mean.
-        shape: of the output; an int for each static dimension, else its name or None. None where it is not known.
-        dtype: of the output, as ONNX calls it, or None where it is not known.
-        epsilon: ε, or None where the formula has none.
-        behind: operator and name of the nearest linear nodes that it reads from, through any others.
-        before: operator and name of the nearest linear nodes that read it, through any others.
-        elements: tensor elements read and written in one run, its cost where memory bounds the time: 2 for each element
-            with constant statistics, 3 with statistics of the input; dynamic dimensions count as 1. None where the
-            shape is not known.
-        outcome: what `normfuse.optimize` does with the node: `folded` into others, `removed`, `rewritten` as other
-            operators, or it `stays`.
-        into: names of the nodes that take over what it did.
-        reasons: why it stays, one line each.
-        name: what the field calls it: `LayerNorm`, `GroupNorm`, ...; None for an affine map.
-        nodes: names of the nodes that it is made of.
-        details: what a reader should know besides the formula: ddof, where ε stands, the dtype of the statistics.
-        scale: whether γ is `constant` or `computed`; None where there is none, or it is not known.
-        bias: the same of β.
-        groups: how many groups its channels are cut into; None where they are not.
-        ddof: what n is reduced by in its variance; None for affine maps.
-        targets: what becomes of it for each target.
-        seconds: what it takes in one run; None where it was not timed, or cannot be told from others.
-        share: the same as a part of all nodes.
-        runs_as: operators that ONNX Runtime runs it as; empty where it was not timed, or is not there any more.
-        note: what is to be said about its time.
-    """
-
-    node: str
-    operator: str
-    statistics: Statistics
-    formula: str
-    shape: tuple[int | str | None, ...] | None
-    dtype: str | None
-    epsilon: float | None
-    behind: tuple[str, ...]
-    before: tuple[str, ...]
-    elements: int | None
-    outcome: Outcome
-    into: tuple[str, ...] = ()
-    reasons: tuple[str, ...] = ()
-    name: str | None = None
-    nodes: tuple[str, ...] = ()
-    details: tuple[str, ...] = ()
-    scale: str | None = None
-    bias: str | None = None
-    groups: int | None = None
-    ddof: int | None = None
-    targets: Mapping[str, Fate] = field(default_factory=dict)
-    seconds: float | None = None
-    share: float | None = None
-    runs_as: tuple[str, ...] = ()
-    note: str = ""
-
-    @property
-    def is_norm(self) -> bool:
-        """Whether it has statistics of its input, or of the batch."""
-        return self.statistics in ("batch", "input")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The site as JSON-ready values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +141,7 @@ def _inspection(
         say(f"optimizing a copy for {provider}")
         courses[provider] = Course(prepared, Target(provider, where.threads), None if courses else atlas.observe)
     _infer_shapes(model)
-    constants = _Constants()
+    constants = Constants()
     sites = tuple(_sites(model, constants, atlas, courses, where.provider))
     found = Inspection(sites)
     if profile:
@@ -231,7 +158,7 @@ def _inspection(
 
 
 def _sites(
-    model: ir.Model, constants: "_Constants", atlas: Atlas, courses: Mapping[str, Course], target: str
+    model: ir.Model, constants: Constants, atlas: Atlas, courses: Mapping[str, Course], target: str
 ) -> Iterator[Site]:
     for node in nodes_of(model):
         name = str(node.name)
@@ -263,31 +190,7 @@ def _infer_shapes(model: ir.Model) -> None:
     ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
-class _Constants:
-    """Which values do not depend on the model's inputs."""
-
-    def __init__(self) -> None:
-        self._known: dict[ir.Value, bool] = {}
-
-    def __contains__(self, value: ir.Value) -> bool:
-        pending = [value]
-        while pending:
-            current = pending[-1]
-            producer = current.producer()
-            if current in self._known:
-                pending.pop()
-            elif current.const_value is not None or (producer is not None and producer.op_type == "Constant"):
-                self._known[current] = True
-            elif producer is None or not producer.inputs:
-                self._known[current] = False
-            elif unknown := [one for one in producer.inputs if one is not None and one not in self._known]:
-                pending.extend(unknown)
-            else:
-                self._known[current] = all(self._known[one] for one in producer.inputs if one is not None)
-        return self._known[value]
-
-
-def _kinds(node: ir.Node, model: ir.Model, constants: _Constants) -> Iterator[tuple[Statistics, str]]:
+def _kinds(node: ir.Node, model: ir.Model, constants: Constants) -> Iterator[tuple[Statistics, str]]:
     """The statistics and the formula of a normalization or affine map; nothing for any other node."""
     if node.op_type == "BatchNormalization" and _trains(node, model):
         yield "batch", TRAINING_FORMULA
@@ -319,7 +222,7 @@ def _site(
     node: ir.Node,
     statistics: Statistics,
     formula: str,
-    constants: _Constants,
+    constants: Constants,
     courses: Mapping[str, Course],
     target: str,
 ) -> Site:
@@ -349,7 +252,7 @@ def _site(
 
 
 def _norm_site(
-    node: ir.Node, anatomy: Anatomy, constants: _Constants, courses: Mapping[str, Course], target: str
+    node: ir.Node, anatomy: Anatomy, constants: Constants, courses: Mapping[str, Course], target: str
 ) -> Site:
     """A normalization that could be read, an operator or spelled out; `node` is the last of its nodes."""
     statistics: Statistics = "batch" if node.op_type == "BatchNormalization" else "input"
@@ -405,7 +308,7 @@ def _elements(shape: tuple[int | str | None, ...] | None, statistics: Statistics
 
 
 def _nearest_linear(
-    node: ir.Node, constants: _Constants, neighbours: Callable[[ir.Node], Sequence[ir.Node]]
+    node: ir.Node, constants: Constants, neighbours: Callable[[ir.Node], Sequence[ir.Node]]
 ) -> tuple[str, ...]:
     """Operators and names of the first linear nodes on each way from a node, data paths only."""
     found: dict[str, None] = {}

@@ -15,10 +15,11 @@ import onnx_ir as ir
 
 from normfuse.executed import Executed, Kernel, execute
 from normfuse.fates import nodes_of
-from normfuse.inspection import Inspection, Site
+from normfuse.inspection import Inspection
 from normfuse.probes import typical_inputs
 from normfuse.report import NORMALIZATIONS
 from normfuse.runtime import session
+from normfuse.site import Site
 
 _LINEAR = frozenset(
     {

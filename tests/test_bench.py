@@ -8,8 +8,9 @@ import onnx
 import onnx.parser
 import pytest
 
-from normfuse.bench import CONFIDENCE, FEWEST_ROUNDS, BenchTable, Timing, bench, interval_ranks
+from normfuse.bench import FEWEST_ROUNDS, BenchTable, Timing, bench
 from normfuse.errors import ModelError, NormfuseError, TargetError
+from normfuse.spread import CONFIDENCE, interval_ranks
 
 pytest.importorskip("onnxruntime")
 

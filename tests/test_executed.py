@@ -13,8 +13,9 @@ import pytest
 
 from normfuse import blocked, executed
 from normfuse.errors import NormfuseError, TargetError
-from normfuse.inspection import Inspection, Site, inspect
+from normfuse.inspection import Inspection, inspect
 from normfuse.model import load
+from normfuse.site import Site
 
 pytest.importorskip("onnxruntime")
 
@@ -174,6 +175,21 @@ class TestLayout:
         assert (broken.node, broken.operator, broken.part_of) == ("n", "GroupNormalization", "GroupNorm")
         assert broken.because == "it has statistics of its input"
         assert [one.operator for one in layout.breaks[1:]] == ["output of the model"]
+
+    @pytest.mark.parametrize(
+        ("between", "because"),
+        [
+            ("two = Constant <value_float = 2.0> () b = Div (a, two)", "an operand is constant"),
+            ("m = GlobalMaxPool (a) b = Mul (a, m)", "its operands differ in shape"),
+            ("t = Softplus (x) b = Mul (a, t)", "an operand is not in the layout, or differs in shape"),
+            ("t = Softplus (x) b = Sub (a, t)", "there is no blocked kernel"),
+        ],
+    )
+    def test_why_arithmetic_leaves_it(self, between: str, because: str) -> None:
+        layout = inspect(model(f"a = Conv (x, w) {between} y = Conv (b, w)"), layout=True).layout
+        assert layout is not None
+        (broken,) = (one for one in layout.breaks if one.node == "b")
+        assert broken.because == because
 
     def test_what_stays_stays(self) -> None:
         layout = inspect(model("a = Conv (x, w) p = Softplus (a) y = Conv (p, w)"), layout=True).layout

@@ -10,10 +10,11 @@ import pytest
 from normfuse import inspection
 from normfuse.fates import Fate
 from normfuse.formulas import AFFINE_FORMULAS, NORM_FORMULAS, details, extent, formula
-from normfuse.inspection import Site, inspect
+from normfuse.inspection import inspect
 from normfuse.norm import Standardize
 from normfuse.passes.access import Dim
 from normfuse.report import NORMALIZATIONS
+from normfuse.site import Site
 
 
 def parse(text: str, **constants: tuple[int, ...]) -> onnx.ModelProto:
