@@ -20,6 +20,7 @@ A normalization that is spelled out in several nodes is one site, named after th
 graph and its subgraphs. In the bodies of model-local functions only operators are found.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -120,11 +121,13 @@ def inspect(
     where = Target.parse(target, threads)
     model = load(source)
     with quiet():
-        return _inspection(model, where, profile, layout, data, shapes, progress or (lambda doing: None))
+        name = os.path.basename(source) if isinstance(source, str | os.PathLike) else model.graph.name or "the model"
+        return _inspection(model, name, where, profile, layout, data, shapes, progress or (lambda doing: None))
 
 
 def _inspection(
     model: ir.Model,
+    name: str,
     where: Target,
     profile: bool,
     layout: bool,
@@ -148,7 +151,7 @@ def _inspection(
         from normfuse.shares import measure
 
         say("timing the nodes")
-        found = measure(found, model, where.threads, data, shapes)
+        found = measure(found, model, name, where.threads, data, shapes)
     if layout:
         from normfuse.blocked import find
 

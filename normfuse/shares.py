@@ -68,13 +68,14 @@ class Profile:
 
 
 def measure(
-    found: Inspection, model: ir.Model, threads: int, data: Any, shapes: Mapping[str, Any] | None
+    found: Inspection, model: ir.Model, name: str, threads: int, data: Any, shapes: Mapping[str, Any] | None
 ) -> Inspection:
     """Times the nodes of a model and tells what each site takes.
 
     Args:
         found: the sites.
         model: the model that they were found in, whose nodes have the names that they tell.
+        name: what errors call it.
         threads: intra-op threads.
         data: inputs of the caller's own, or None.
         shapes: shapes of random inputs, by input name.
@@ -83,7 +84,6 @@ def measure(
         NormfuseError: no inputs can be made.
         TargetError: ONNX Runtime is missing, or cannot load or run the model.
     """
-    name = model.graph.name or "the model"
     feed = typical_inputs(model, session(model, threads=threads, name=name), shapes=shapes, data=data)
     executed = execute(model, name, threads=threads, feed=feed)
     origins = {str(value.name): node for node in nodes_of(model) for value in node.outputs if value.name}
