@@ -91,6 +91,12 @@ _OTHERS: tuple[tuple[str, str, Activation, str], ...] = (
     ("Clip", "max(min(x, 6), −3)", Activation("Clip", -3.0, 6.0), "m = Min(x, six) y = Max(m, minus3)"),
     ("Clip", "relu(min(x, 6))", Activation("Clip", 0.0, 6.0), "m = Min(x, six) y = Relu(m)"),
     (
+        "HardSwish",
+        "x · HardSigmoid(x)",
+        Activation("HardSwish"),
+        "g = HardSigmoid<alpha=0.16666667, beta=0.5>(x) y = Mul(x, g)",
+    ),
+    (
         "HardSigmoid",
         "(clip(x + 3, 0, 6) / 6)",
         Activation("HardSigmoid"),
@@ -160,6 +166,9 @@ _LOOK_ALIKES: tuple[tuple[str, str, str], ...] = (
     ("Clip", "bounds that cross", "m = Max(x, six) y = Min(m, zero)"),
     ("Clip", "two upper bounds", "m = Min(x, six) y = Min(m, three)"),
     ("HardSigmoid", "divided by five", "a = Add(x, three) c = Clip(a, zero, six) y = Div(c, five)"),
+    ("HardSwish", "HardSigmoid of another slope", "g = HardSigmoid<alpha=0.2, beta=0.5>(x) y = Mul(x, g)"),
+    ("HardSwish", "HardSigmoid of another value", "r = Tanh(x) g = HardSigmoid<alpha=0.16666667>(r) y = Mul(x, g)"),
+    ("HardSigmoid", "the operator itself", "y = HardSigmoid<alpha=0.2>(x)"),
     ("HardSwish", "divided by five", "a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, five)"),
     ("HardSwish", "another offset", "a = Add(x, one) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, six)"),
     ("HardSwish", "mirrored", "a = Sub(three, x) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, six)"),

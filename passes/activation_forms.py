@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.activation import Activation
-from normfuse.passes.access import dims, operator
+from normfuse.passes.access import attribute, dims, operator
 from normfuse.passes.emitter import Emitter
 from normfuse.passes.lifted import Lifted
 from normfuse.passes.views import plain, scalar
@@ -20,6 +20,9 @@ from normfuse.passes.weights import Weights
 from normfuse.target import Target
 
 _COMMUTATIVE = frozenset({"Add", "Max", "Min", "Mul"})
+
+_DEFAULTS = {("HardSigmoid", "beta"): 0.5, ("LeakyRelu", "alpha"): 0.01}
+"""What attributes are where a node does not state them, of those that an activation may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,7 @@ def is_written(term: Term, record: Lifted, call: ir.Node, weights: Weights) -> b
 
 
 def _has(node: ir.Node, name: str, wanted: Any) -> bool:
-    found = node.attributes.get(name)
-    if found is None or found.is_ref():
-        return False
-    return bool(found.value == wanted if isinstance(wanted, str) else np.float32(found.value) == np.float32(wanted))
+    value = attribute(node, name, _DEFAULTS.get((node.op_type, name)))
+    return bool(
+        value == wanted if value is None or isinstance(wanted, str) else np.float32(value) == np.float32(wanted)
+    )

@@ -117,9 +117,10 @@ def _meaning(
         inner = polynomial(found.argument, data, weights)
         if inner is None or not inner.keys() <= {0, 1} or not close(factor * found.high, 1.0, TIGHT):
             return None
-        alpha, beta = factor * inner.get(1, 0.0), factor * inner.get(0, 0.0)
+        alpha = factor * found.slope * inner.get(1, 0.0)
+        beta = factor * (found.slope * inner.get(0, 0.0) + found.offset)
         if alone:
-            return Activation("HardSigmoid", alpha, beta) if alpha > 0 and beta > 0 else None
+            return Activation("HardSigmoid", alpha, beta) if alpha > 0 and beta > 0 and not found.is_operator else None
         whole = close(alpha, 1.0 / 6.0, TIGHT) and close(beta, 0.5, TIGHT)
         return Activation("HardSwish") if whole else None
     if found.kind == "softplus tanh":

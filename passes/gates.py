@@ -34,6 +34,8 @@ class Gate:
         factor: c.
         sign: −1 where g is computed of −u.
         high: the upper bound of a hard gate.
+        slope: what a hard gate multiplies u by.
+        offset: what it adds to that.
         is_operator: whether it is one operator.
     """
 
@@ -42,6 +44,8 @@ class Gate:
     factor: float
     sign: float = 1.0
     high: float = 1.0
+    slope: float = 1.0
+    offset: float = 0.0
     is_operator: bool = False
 
 
@@ -59,6 +63,9 @@ def gate(value: ir.Value, exponent: Fraction, weights: Weights) -> Gate | None:
         match operator(node):
             case "Sigmoid":
                 return Gate("sigmoid", node.inputs[0], 1.0, is_operator=True)
+            case "HardSigmoid":
+                slope, offset = float(attribute(node, "alpha", 0.2)), float(attribute(node, "beta", 0.5))
+                return Gate("hard", node.inputs[0], 1.0, slope=slope, offset=offset, is_operator=True)
             case "Tanh":
                 return Gate("softplus tanh", node.inputs[0], 1.0)
             case "Clip" | "Max" | "Min" | "Relu":
