@@ -25,6 +25,7 @@ REACH = 16
 _SMALL = 64
 """Constants of so many elements at most are compared."""
 
+_ONE = Fraction(1)
 _HALF = Fraction(1, 2)
 _PRECISION = {ir.DataType.BFLOAT16: 0, ir.DataType.FLOAT16: 1, ir.DataType.FLOAT: 2, ir.DataType.DOUBLE: 3}
 
@@ -106,11 +107,16 @@ class Product:
         """Multiplies by a power of another product."""
         self.coefficient *= other.coefficient ** float(exponent)
         for value, own in other.factors.items():
-            total = self.factors.get(value, Fraction(0)) + own * exponent
-            if total:
-                self.factors[value] = total
-            else:
-                self.factors.pop(value, None)
+            self.include(value, own * exponent)
+
+    def include(self, value: ir.Value, exponent: Fraction) -> None:
+        """Multiplies by a power of a value."""
+        before = self.factors.get(value)
+        total = exponent if before is None else before + exponent
+        if total:
+            self.factors[value] = total
+        else:
+            self.factors.pop(value, None)
 
     @property
     def single(self) -> tuple[ir.Value, Fraction] | None:
@@ -126,37 +132,46 @@ def product(value: ir.Value, weights: Weights, stops: Collection[ir.Value] = ())
     budget = [REACH]
 
     def expand(one: ir.Value) -> Product:
+        result = Product()
+        multiply(result, one, _ONE)
+        return result
+
+    def multiply(result: Product, one: ir.Value, exponent: Fraction) -> None:
+        """Multiplies a result by a value to the power of 1 or −1, in place."""
         one = one if one in stops else plain(one)
         number = None if one in stops else scalar(one, weights)
         if number is not None and number != 0.0 and np.isfinite(number):
-            return Product(number)
-        atom = Product(1.0, {one: Fraction(1)})
+            result.coefficient *= number ** float(exponent)
+            return
         node = one.producer()
         if one in stops or node is None or budget[0] <= 0:
-            return atom
+            result.include(one, exponent)
+            return
         inputs = node.inputs
         budget[0] -= 1
+        inner: Product | None = None
         match operator(node):
             case "Mul" | "Div" if len(inputs) == 2 and inputs[0] is not None and inputs[1] is not None:
-                result = Product()
-                result.times(expand(inputs[0]), Fraction(1))
-                result.times(expand(inputs[1]), Fraction(1 if node.op_type == "Mul" else -1))
-                return result
+                multiply(result, inputs[0], exponent)
+                multiply(result, inputs[1], exponent if node.op_type == "Mul" else -exponent)
+                return
             case "Neg" | "Reciprocal" if inputs[0] is not None:
-                result = Product(-1.0 if node.op_type == "Neg" else 1.0)
-                result.times(expand(inputs[0]), Fraction(1 if node.op_type == "Neg" else -1))
-                return result
+                result.coefficient *= -1.0 if node.op_type == "Neg" else 1.0
+                multiply(result, inputs[0], exponent if node.op_type == "Neg" else -exponent)
+                return
             case "Cast" | "Expand" | "Reshape" | "Squeeze" | "Unsqueeze" if inputs[0] is not None:
-                if node.op_type == "Cast" and not (is_float(inputs[0].dtype) and is_float(one.dtype)):
-                    return atom
-                inner = expand(inputs[0])
-                return inner if any(own < 0 or own.denominator > 1 for own in inner.factors.values()) else atom
+                if node.op_type != "Cast" or (is_float(inputs[0].dtype) and is_float(one.dtype)):
+                    inner = expand(inputs[0])
+                    if not any(own < 0 or own.denominator > 1 for own in inner.factors.values()):
+                        inner = None
             case "Sqrt" if inputs[0] is not None:
-                return _power(expand(inputs[0]), inputs[0], _HALF) or atom
-            case "Pow" if inputs[0] is not None and (exponent := scalar(inputs[1], weights)) is not None:
-                return _power(expand(inputs[0]), inputs[0], Fraction(exponent).limit_denominator(1 << 20)) or atom
-            case _:
-                return atom
+                inner = _power(expand(inputs[0]), inputs[0], _HALF)
+            case "Pow" if inputs[0] is not None and (power := scalar(inputs[1], weights)) is not None:
+                inner = _power(expand(inputs[0]), inputs[0], Fraction(power).limit_denominator(1 << 20))
+        if inner is None:
+            result.include(one, exponent)
+        else:
+            result.times(inner, exponent)
 
     return expand(value)
 
