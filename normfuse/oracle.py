@@ -120,7 +120,17 @@ def _operator(domain: str, name: str, kernel: Kernel) -> type[OpRun]:
     def run(self: OpRun, *inputs: Any, **attributes: Any) -> Any:
         attributes.pop("attributes", None)
         call = Call(attributes, self.run_params["opsets"][domain], len(self.onnx_node.output))
-        return kernel(call, *inputs)
+        kinds = [array.dtype for array in inputs if isinstance(array, np.ndarray) and _is_float(array.dtype)]
+        if not kinds or np.dtype(np.float64) in kinds:
+            return kernel(call, *inputs)
+        # in the types of the model: half precision is summed in float32, as kernels do, and the result is of x's type
+        results = kernel(call, *(_float32(array) for array in inputs))
+        return tuple(
+            result.astype(kinds[0], copy=False)
+            if isinstance(result, np.ndarray) and _is_float(result.dtype)
+            else result
+            for result in results
+        )
 
     # without a schema only the attributes that the node states are passed: defaults depend on the opset
     return type(name, (OpRun,), {"op_domain": domain, "op_schema": None, "_run": run})
@@ -185,11 +195,20 @@ def _upcast_attribute(node: ir.Node, attribute: ir.Attr) -> None:
         node.attributes[name] = ir.AttrTypeProto(name, ir.TypeAndShape(_upcast_type(value.type), value.shape))
 
 
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def _float32(array: Any) -> Any:
+    """A float array of less than float32 as float32; anything else as it is."""
+    narrow = isinstance(array, np.ndarray) and _is_float(array.dtype) and array.dtype.itemsize < 4
+    return array.astype(np.float32) if narrow else array
+
+
 def _float64(array: Array) -> Array:
     """A float array of any width, bfloat16 included, as float64; anything else as it is."""
     array = np.asarray(array)
-    is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    return array.astype(np.float64) if is_float else array
+    return array.astype(np.float64) if _is_float(array.dtype) else array
 
 
 def _label(op_type: str, name: str | None) -> str:

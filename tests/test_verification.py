@@ -360,6 +360,25 @@ class TestStandIn:
         wrong = group_norm(CHANNELS_LAST.replace("groups = 2", "groups = 4"))
         assert not verify(group_norm(PLAIN), wrong, seeds=1, provider="cuda", stand_in=True).passed
 
+    @pytest.mark.parametrize(("kind", "ceiling"), [("float", 1e-5), ("float16", 1e-2)])
+    def test_a_net_is_evaluated_in_its_own_types(self, kind: str, ceiling: float) -> None:
+        dtype = np.float32 if kind == "float" else np.float16
+        text = f"({kind}[N,8,6,6] x) => ({kind}[N,3] y) {{ c = Conv(x, k) t = Transpose<perm=[0,2,3,1]>(c) "
+        tail = " r = Reshape(n, to) f = MatMul(r, m) g = ReduceMean<keepdims=0>(f, axes) y = Softmax(g) }"
+        weights: dict[str, Any] = {"k": (8, 8, 3, 3), "w": (8,), "m": (8, 3), "dtype": dtype}
+        weights |= {"to": np.array([0, -1, 8]), "axes": np.array([1])}
+        plain = (
+            "h = Transpose<perm=[0,3,1,2]>(t) i = GroupNormalization<num_groups=2>(h, w, w)"
+            " n = Transpose<perm=[0,2,3,1]>(i)"
+        )
+        fused = "v = Cast<to=1>(w) n = com.microsoft.GroupNorm<groups=2, activation=0>(t, v, v)"
+        models = [
+            build(text + norm + tail, opset=21, imports={"com.microsoft": 1}, **weights) for norm in (plain, fused)
+        ]
+        parity = verify(*models, seeds=1, provider="cuda", stand_in=True)
+        assert parity.passed, parity.reason
+        assert all(output.candidate < ceiling for output in parity.outputs)
+
     def test_nothing_stands_in_where_nobody_asks(self) -> None:
         with pytest.raises(TargetError, match="no CUDAExecutionProvider here"):
             verify(layer_norm(), fused_layer_norm(), seeds=1, provider="cuda")
