@@ -42,7 +42,7 @@ class OpsetPass(ir.passes.InPlacePass):
         self.changes: list[Change] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Raises a model.
+        """Operator of the old opset → the nodes that compute the same in the new one, for each that has changed.
 
         Raises:
             ModelError: a node cannot be converted.
