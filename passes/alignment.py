@@ -7,7 +7,7 @@ C and L, and where N = C no shape tells. `Alignment` follows every dimension thr
 import onnx_ir as ir
 
 from normfuse.passes.access import Dim, RefusedError, attribute, dims, known_dims, only_reader, operator
-from normfuse.passes.views import plain, reduced_axes, widened
+from normfuse.passes.views import averaged, plain, reduced_axes, widened
 from normfuse.passes.weights import Weights
 
 Place = tuple[tuple[int, ...], ...]
@@ -84,10 +84,13 @@ class Alignment:
         name = operator(node)
         if name in _BROADCAST:
             return self._broadcast(value, [one for one in node.inputs if one is not None])
-        data = node.inputs[0]
+        averages = averaged(node, self._weights) if name == "MatMul" else None
+        data = node.inputs[0] if averages is None else averages[0]
         inner = None if data is None else self.of(data)
         if data is None or inner is None:
             return None
+        if averages is not None:
+            return self._without(node, data, inner, (averages[1],), keepdims=True)
         if name in _ALIKE:
             return self._same(value, data, inner)
         if name in _REDUCTIONS or name == "GlobalAveragePool":
@@ -116,6 +119,10 @@ class Alignment:
             raise RefusedError("the axes of its statistics are not known")
         data = node.inputs[0]
         assert data is not None
+        return self._without(node, data, inner, axes, keepdims)
+
+    def _without(self, node: ir.Node, data: ir.Value, inner: Place, axes: tuple[int, ...], keepdims: bool) -> Place:
+        """Where the result of a reduction over some axes stands."""
         inside = plain(data)
         earlier = self.extents.pop(inside, set()) if only_reader(inside) is not None else set()
         self.extents[node.outputs[0]] = {one for axis in axes for one in inner[axis]} | earlier

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from normfuse.passes.access import operator
 from normfuse.passes.reshaping import Extent
 from normfuse.passes.sizes import integers_of
-from normfuse.passes.views import Product, plain, scalar, terms
+from normfuse.passes.views import Product, plain, product, scalar, terms
 from normfuse.passes.weights import Weights, is_float
 
 _TOLERANCE = 2.0**-22
@@ -101,7 +101,12 @@ def _count(value: ir.Value, weights: Weights) -> tuple[Extent, int] | None:
             return found[0], 0
     parts = terms(value)
     if len(parts) != 2:
-        return None
+        view = product(value, weights)
+        ratio, left = scaled(view, weights) if value not in view.factors else (Ratio(), view)
+        whole = not left.factors and not ratio.less and min(ratio.symbols.values(), default=1) > 0
+        if not whole or ratio.number < 1 or not ratio.number.is_integer():
+            return None
+        return Extent(int(ratio.number), tuple(sorted(ratio.symbols.items()))), 0
     for (sign, part), (other, rest) in (parts, parts[::-1]):
         number = scalar(part, weights)
         if number is not None and sign * number == -1.0 and other == 1:

@@ -3,6 +3,7 @@
     product     Mul, Div, Reciprocal, Sqrt, Pow, Neg      c · Π vᵢ^eᵢ, with rational exponents
     terms       Add, Sub, Neg, Sum                        Σ ± vᵢ
     reduction   ReduceMean, ReduceSum, GlobalAveragePool  E_S[v], Σ_S v, ‖v‖_S
+                MatMul with a row of 1/n
     squared     Pow(v, 2), Mul(v, v)                      v²
 
 A view looks at a few nodes in front of a value and no further, so that what it costs does not grow with the graph.
@@ -283,11 +284,28 @@ def reduction(value: ir.Value, weights: Weights) -> Reduction | None:
         return None
     if operator(node) == "GlobalAveragePool":
         return Reduction("mean", data, tuple(range(2, len(sizes))), value) if len(sizes) > 2 else None
+    if operator(node) == "MatMul":
+        found = averaged(node, weights)
+        return None if found is None else Reduction("mean", found[0], (found[1],), value)
     kind = _KINDS.get(operator(node))
     if kind is None:
         return None
     axes = reduced_axes(node, len(sizes), weights)
     return Reduction(kind, data, axes, value) if axes else None
+
+
+def averaged(node: ir.Node, weights: Weights) -> tuple[ir.Value, int] | None:
+    """X and the axis that a MatMul with a row or column of 1/n takes the mean over; it keeps the axis."""
+    for place, back in ((0, 2), (1, 1)):
+        tensor, data = constant_tensor(node.inputs[place]), node.inputs[1 - place]
+        if tensor is None or data is None or len(tensor.shape) != 2 or tensor.shape[place] != 1 or tensor.size < 2:
+            continue
+        sizes, array = dims(data), weights.array(node.inputs[place])
+        if sizes is None or len(sizes) < 2 or array is None or sizes[-back] != tensor.size:
+            continue
+        if np.allclose(array, 1.0 / tensor.size, rtol=2.0**-22, atol=0.0):
+            return data, len(sizes) - back
+    return None
 
 
 def undressed(value: ir.Value) -> ir.Value:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime  # type: ignore[import-untyped]  # it ships no types
 
-from models import lookalikes, spellings_activations, spellings_groups
+from models import lookalikes, spellings_activations, spellings_groups, spellings_sizes
 from models import spellings as norms
 from models.spelling import Spelling
 from normfuse.activation import Kind
@@ -132,8 +132,10 @@ def all_spellings() -> Iterator[Spelling]:
     yield from norms.spellings()
     yield from spellings_groups.spellings()
     yield from spellings_activations.spellings()
+    yield from spellings_sizes.spellings()
     yield from lookalikes.lookalikes()
     yield from spellings_activations.lookalikes()
+    yield from spellings_sizes.lookalikes()
 
 
 def main(arguments: Sequence[str] = ()) -> int:

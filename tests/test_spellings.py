@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from models import lookalikes, spellings, spellings_activations, spellings_groups
+from models import lookalikes, spellings, spellings_activations, spellings_groups, spellings_sizes
 from models.spelling import Spelling
 from scripts.spellings import look
 
@@ -16,8 +16,10 @@ SAMPLE = [
     *islice(spellings_groups.spellings(), 0, None, 3),
     *{item.form: item for item in spellings_activations.spellings()}.values(),
     *islice(spellings_activations.spellings(), 0, None, 7),
+    *islice(spellings_sizes.spellings(), 0, None, 13),
+    *list(spellings_sizes.spellings())[-4:],
 ]
-LOOK_ALIKES = [*lookalikes.lookalikes(), *spellings_activations.lookalikes()]
+LOOK_ALIKES = [*lookalikes.lookalikes(), *spellings_activations.lookalikes(), *spellings_sizes.lookalikes()]
 
 
 @pytest.mark.parametrize("spelling", SAMPLE, ids=lambda item: f"{item.form}: {item.name}")
@@ -35,6 +37,8 @@ def test_a_look_alike_is_left_alone(spelling: Spelling) -> None:
 
 def test_every_form_is_in_the_sample() -> None:
     everything = {
-        item.form for module in (spellings, spellings_activations, spellings_groups) for item in module.spellings()
+        item.form
+        for module in (spellings, spellings_activations, spellings_groups, spellings_sizes)
+        for item in module.spellings()
     }
     assert {item.form for item in SAMPLE} == everything
