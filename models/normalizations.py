@@ -491,7 +491,7 @@ NORMALIZATIONS: tuple[Normalization, ...] = (
     _entry("conditional-instance-norm", partial(ConditionalNorm, 6, 5), _IN, (_IMAGE, _STYLE), (_SPATIAL, _BATCH)),
     _entry("spade", partial(SPADE, 6, 3), _IN, (_IMAGE, (2, 3, 8, 10)), (_SPATIAL, _SPATIAL)),
     _image("mvn", MVN, Standardize((2, 3), 1e-6, "outside", cancels=True)),
-    _image("grn", partial(GRN, 10), None),
+    _entry("grn", partial(GRN, 10), None, (_IMAGE,), ({0: "batch", 1: "height", 2: "width"},)),
     _image("filter-response", partial(FilterResponse, 6, 2), None),
     _image("evo-norm", partial(EvoNorm, 6, 2), None),
     _image("weight-standardized", standardized_net, None, (2, 3, 8, 8)),

@@ -1,4 +1,4 @@
-"""Normalizations whose statistics are scaled by sizes that are computed at run time, taken in steps, or by a product."""
+"""Normalizations whose statistics are scaled by sizes computed at run time, taken in steps, or by a product."""
 
 from collections.abc import Iterator
 from dataclasses import replace
