@@ -66,7 +66,6 @@ def _put_in_place(node: ir.Node, branch: ir.Graph, graph: ir.Graph | ir.Function
     graph.remove(node, safe=True)
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH and attribute.as_graph() is not branch:
-            other = attribute.as_graph()  # what it read counts as read until its nodes are gone
-            other.outputs.clear()
-            for inner in reversed(tuple(other)):
-                other.remove(inner, safe=True)
+            for inner in attribute.as_graph().all_nodes():  # what it reads, however deep within, counts as read
+                for index in range(len(inner.inputs)):
+                    inner.replace_input_with(index, None)
