@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints one line, or one JSON record, for each model."""
     parser = argparse.ArgumentParser(prog="python -m scripts.compare", description="normfuse against its peers.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="models to compare on (default: all but the large)")
-    parser.add_argument("--all", action="store_true", help="the large ones too; with --nets, all opsets")
+    parser.add_argument("--all", action="store_true", help="the large ones too; with --nets, all nets and opsets")
     parser.add_argument("--offline", action="store_true", help="use only models that lie in the cache")
     parser.add_argument("--times", action="store_true", help="time whole processes against onnxslim, too")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     nets.add_argument("--exporter", choices=("torchscript", "dynamo"), help="one exporter only")
     nets.add_argument("--opset", type=int, action="append", help="an opset (default: 17 traced, 20 by dynamo)")
     nets.add_argument("--threads", type=int, action="append", help="a number of threads (default: 1 and 2)")
-    nets.add_argument("--seconds", type=float, default=6.0, help="for one row at one number of threads (default: 6)")
+    nets.add_argument("--seconds", type=float, default=3.0, help="for one row at one number of threads (default: 3)")
     nets.add_argument("--peer-proofs", action="store_true", help="judge what the peers make, too")
     options = parser.parse_args(arguments)
     head = ["model", "raw", *(peer.name for peer in PEERS), OURS, "fewest", "BatchNorms", "proof", "error ratio"]

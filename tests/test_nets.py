@@ -7,6 +7,7 @@ import onnx.parser
 import pytest
 
 from normfuse.bench import Timing
+from normfuse.errors import NormfuseError
 from scripts import nets
 from scripts.nets import OURS, Norms, Plan, Row, Variant
 
@@ -92,6 +93,16 @@ class TestBlock:
             ["bits", "lost", "0.2"],
             ["onnxsim", "fails:", "no", "such", "kernel"],
         ]
+
+
+class TestChoice:
+    def test_is_by_name_or_leaves_out_what_is_only_folded(self) -> None:
+        pytest.importorskip("torch")
+        assert [entry.name for entry in nets.choose(["unet-large"], all=False)] == ["unet-large"]
+        usual, every = ({entry.name for entry in nets.choose([], all)} for all in (False, True))
+        assert every - usual == nets.FOLDED
+        with pytest.raises(NormfuseError, match="unknown net resnet; choose from levit-large"):
+            nets.choose(["resnet"], all=False)
 
 
 class TestLayers:
