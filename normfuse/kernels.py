@@ -3,7 +3,8 @@
 A row stands here for one of these reasons:
 
 - the reference is wrong: BatchNormalization below opset 14 (runs in training mode), Erf (rounds to float32), LRN (loops
-  over the batch), ConvTranspose with groups, Softmax below opset 13, DequantizeLinear of int32, pools with ceil_mode;
+  over the batch), ConvTranspose with groups, Softmax below opset 13, DequantizeLinear of int32, pools with ceil_mode,
+  GlobalMaxPool but of four dimensions, GatherElements of one row;
 - the reference stays in float32: MeanVarianceNormalization, GroupNormalization, Gelu;
 - the reference has none: opset-specific and com.microsoft operators, LSTM in two directions, stash types;
 - the reference takes minutes on a real model: Conv, pools, Resize.
@@ -25,6 +26,8 @@ from normfuse.kernels_spatial import (
     average_pool,
     conv,
     conv_transpose,
+    gather_elements,
+    global_max_pool,
     lp_pool,
     max_pool,
     pad,
@@ -298,8 +301,10 @@ KERNELS: dict[tuple[str, str], Kernel] = {
     ("", "DequantizeLinear"): dequantize_linear,
     ("", "Erf"): erf,
     ("", "GRU"): gru,
+    ("", "GatherElements"): gather_elements,
     ("", "Gelu"): gelu,
     ("", "Gemm"): gemm,
+    ("", "GlobalMaxPool"): global_max_pool,
     ("", "GroupNormalization"): group_normalization,
     ("", "HardSigmoid"): hard_sigmoid,
     ("", "HardSwish"): hard_swish,

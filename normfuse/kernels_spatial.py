@@ -217,6 +217,18 @@ def max_pool(call: Call, x: Array) -> Outputs:
     return np.take_along_axis(values, best, 0)[0], np.take_along_axis(places, best, 0)[0]
 
 
+def global_max_pool(call: Call, x: Array) -> Outputs:
+    """The largest value over all spatial axes."""
+    return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
+def gather_elements(call: Call, x: Array, index: Array) -> Outputs:
+    """One element of x along an axis for each index; along the other axes x may be longer than the indices."""
+    axis = call.get("axis", 0) % x.ndim
+    within = tuple(slice(None) if place == axis else slice(size) for place, size in enumerate(index.shape))
+    return (np.take_along_axis(x[within], index, axis),)
+
+
 def lp_pool(call: Call, x: Array) -> Outputs:
     """(Σ |x|^p)^(1/p) over each window."""
     window, p = Window.of(call, x.shape[2:], call.attributes["kernel_shape"]), call.get("p", 2)

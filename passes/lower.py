@@ -70,11 +70,14 @@ class LowerPass(ir.passes.InPlacePass):
                 result = row.law(site, emitter, self._target)
             except RefusedError as refused:
                 reasons.append(f"{row.name}: {refused}")
+                emitter.discard()
                 continue
             if not emitter.nodes or Likeness(model).alike(result, site.output):
+                emitter.discard()
                 return
             if grows(site, emitter, self._target):
                 reasons.append(f"{row.name}: it would take {len(emitter.nodes)} nodes, not {len(site.names)}")
+                emitter.discard()
                 continue
             self._commit(model, row, site, emitter, result, choice.remark)
             return

@@ -276,7 +276,7 @@ def _rms_name(site: NormSite) -> str:
 def by_products(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """Channels first: E over C as a product with a row of 1/C; d · 1/√(E[d²] + ε).
 
-    m = r·x, d = x − m, v = r·d², with r = (1/C … 1/C) and x as (N, C, −1).
+    m = r·x, d = x − m, v = r·d², with r = (1/C … 1/C) and x as (N, C, −1), which three dimensions are already.
     """
     root, factor = plain_root(site)
     is_one = root.centred and root.axes == (1,) and root.groups is None
@@ -289,13 +289,16 @@ def by_products(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     inner = product(site.dims[2:])
     scale = scaled(site.scale, factor)
     row = emitter.constant(np.full((1, channels), 1.0 / channels), site.dtype, "row")
-    rows = emitter.op("Reshape", site.data, emitter.integers([0, channels, -1]), dims=[site.dims[0], channels, inner])
+    rows, is_flat = site.data, site.rank == 3
+    if not is_flat:
+        shape = emitter.integers([0, channels, -1])
+        rows = emitter.op("Reshape", site.data, shape, dims=[site.dims[0], channels, inner])
     mean = emitter.op("MatMul", row, rows, dims=[site.dims[0], 1, inner])
     centred = emitter.op("Sub", rows, mean)
     variance = emitter.op("MatMul", row, emitter.op("Mul", centred, centred), dims=[site.dims[0], 1, inner])
     root_of = emitter.op("Sqrt", emitter.op("Add", variance, emitter.constant(np.asarray(root.epsilon), site.dtype)))
     value = emitter.op("Mul", centred, emitter.op("Reciprocal", root_of))
-    value = back(site, value, emitter)
+    value = value if is_flat else back(site, value, emitter)
     if target.threads == 1:
         return batch_norm(site, value, scale, site.bias, emitter)
     return affine(site, value, scale, site.bias, emitter)

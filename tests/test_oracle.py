@@ -136,6 +136,21 @@ def test_a_window_larger_than_the_input_stands_once() -> None:
     )
 
 
+@pytest.mark.parametrize("spatial", [(9,), (6, 7), (3, 4, 5)])
+def test_global_max_pool(spatial: tuple[int, ...]) -> None:
+    dims = ",".join(map(str, (2, 3, *spatial)))
+    agree(parse(f"g (float[{dims}] x) => (float y) {{ y = GlobalMaxPool (x) }}"), x=draw((2, 3, *spatial)))
+
+
+@pytest.mark.parametrize(("rows", "axis"), [(1, 1), (3, 1), (2, 0), (1, -1)])
+def test_gather_elements(rows: int, axis: int) -> None:
+    index = np.random.default_rng(0).integers(-rows if axis == 0 else -5, rows if axis == 0 else 5, (rows, 4))
+    model = parse(
+        f"g (float[{rows},5] x, int64[{rows},4] i) => (float y) {{ y = GatherElements <axis = {axis}> (x, i) }}"
+    )
+    agree(model, x=draw((rows, 5)), i=index)
+
+
 def test_max_pool_indices() -> None:
     model = parse(
         "g (float[2,3,6,7] x) => (float y, int64 i) { y, i = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x) }"
