@@ -145,7 +145,8 @@ def judge_by_oracle(contest: Contest, deck: Deck, seeds: int, budget: float, say
         for seed in range(ROUNDS * seeds):
             if seed >= seeds and not judgement.marginal():
                 break
-            if seed and time.perf_counter() - start > budget / 4:
+            share = 2 if judgement.marginal() else 4  # what chance may explain is worth another seed
+            if seed and time.perf_counter() - start > budget / share:
                 judgement.notes.append(f"the budget of {budget:g} s allowed {seed} of {seeds} seeds")
                 break
             for probe in deck.draw(seed):
