@@ -8,7 +8,7 @@ from normfuse.passes.access import RefusedError, title
 from normfuse.passes.emitter import Emitter
 from normfuse.passes.lifted import DOMAIN, forget, inline, lifted, tidy
 from normfuse.passes.likeness import Likeness
-from normfuse.passes.lowering import Chooser, Lowering, NormSite, by_table, grows, site_of
+from normfuse.passes.lowering import Chooser, Lowering, NormSite, OtherFormError, by_table, grows, site_of
 from normfuse.passes.lowerings import LOWERINGS
 from normfuse.passes.norms import read_norm
 from normfuse.passes.weights import Weights
@@ -58,7 +58,7 @@ class LowerPass(ir.passes.InPlacePass):
         except RefusedError as refused:
             self.refusals.append(Refusal("lower", node.name or node.op_type, str(refused)))
             return
-        reasons: list[str] = []
+        reasons: dict[str, str] = {}
         choice = self._choose(model, site, self._rows, self._target)
         for row in choice.rows:
             if row is None:
@@ -69,14 +69,15 @@ class LowerPass(ir.passes.InPlacePass):
             try:
                 result = row.law(site, emitter, self._target)
             except RefusedError as refused:
-                reasons.append(f"{row.name}: {refused}")
+                if not isinstance(refused, OtherFormError):
+                    reasons.setdefault(str(refused), row.name)
                 emitter.discard()
                 continue
             if not emitter.nodes or Likeness(model).alike(result, site.output):
                 emitter.discard()
                 return
             if grows(site, emitter, self._target):
-                reasons.append(f"{row.name}: it would take {len(emitter.nodes)} nodes, not {len(site.names)}")
+                reasons[f"it would take {len(emitter.nodes)} nodes, not {len(site.names)}"] = row.name
                 emitter.discard()
                 continue
             self._commit(model, row, site, emitter, result, choice.remark)
@@ -85,8 +86,11 @@ class LowerPass(ir.passes.InPlacePass):
             for inner in inline(model, node):  # what stands within may be served where the whole is not
                 self._lower(model, inner, weights)
             return
-        for reason in dict.fromkeys(reasons):
-            self.refusals.append(Refusal("lower", site.names[-1], reason))
+        if not reasons:
+            kind = site.standardize.name(site.rank)
+            self.refusals.append(Refusal("lower", site.names[-1], f"no row writes this {kind} in another form"))
+        for reason, name in reasons.items():
+            self.refusals.append(Refusal("lower", site.names[-1], f"{name}: {reason}"))
 
     def _commit(
         self, model: ir.Model, row: Lowering, site: NormSite, emitter: Emitter, result: ir.Value, remark: str

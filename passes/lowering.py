@@ -18,6 +18,10 @@ from normfuse.passes.weights import Weights, is_float
 from normfuse.target import Provider, Target
 
 
+class OtherFormError(RefusedError):
+    """A row writes another kind of normalization: nothing that a user would want to hear of."""
+
+
 @dataclass(frozen=True, slots=True)
 class Operand:
     """A scale or bias that broadcasts against x: a constant, or a value that is computed.

@@ -9,7 +9,7 @@ from normfuse.affine import Float64
 from normfuse.norm import Standardize
 from normfuse.passes.access import Dim, RefusedError, known_dims
 from normfuse.passes.emitter import Emitter
-from normfuse.passes.lowering import NormSite, Operand
+from normfuse.passes.lowering import NormSite, Operand, OtherFormError
 
 
 def need(condition: bool, reason: str) -> None:
@@ -36,7 +36,7 @@ def plain_root(site: NormSite) -> tuple[Standardize, float]:
     if found.place == "clamp":
         raise RefusedError("LpNormalization makes zeros of a row of zeros, a division by a root does not")
     if found.exponent != 0.5 or found.order != 2 or found.window is not None:
-        raise RefusedError("it does not divide by a square root")
+        raise OtherFormError("it does not divide by a square root")
     ratio = found.alpha
     count = found.count(site.dims)
     if found.ddof:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from normfuse.passes.access import Dim, RefusedError, dims
 from normfuse.passes.emitter import Emitter
-from normfuse.passes.lowering import NormSite, Operand
+from normfuse.passes.lowering import NormSite, Operand, OtherFormError
 from normfuse.passes.lowering_forms import (
     affine,
     back,
@@ -29,6 +29,12 @@ _INSTANCE_FLOAT = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 _SMALL_ALPHA = 2e-4
 """α / k up to which LRN is as accurate as its definition: measured up to values of 100, and with heavy tails."""
+
+
+def _form(condition: bool, reason: str) -> None:
+    """A condition on what is computed; where it does not hold, the row is for something else."""
+    if not condition:
+        raise OtherFormError(reason)
 
 
 def _need(condition: bool, reason: str) -> None:
@@ -63,8 +69,8 @@ def layer_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """LayerNormalization(x, γ, β) over the last axes; γ or β that do not stand along them follow as Mul and Add."""
     root, factor = operator_root(site)
     axis = root.axes[0]
-    _need(root.centred and root.groups is None, "it is no LayerNorm")
-    _need(root.axes == tuple(range(axis, site.rank)), "its axes are not the last ones")
+    _form(root.centred and root.groups is None, "it is no LayerNorm")
+    _form(root.axes == tuple(range(axis, site.rank)), "its axes are not the last ones")
     _has_layer_norm(site, target)
     _need(site.dtype in _ANY_FLOAT, "its dtype")
     stash = site.standardize.dtype or site.dtype
@@ -84,8 +90,8 @@ def rms_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """RMSNormalization(x, γ) over the last axes, from opset 23 on; SimplifiedLayerNormalization below."""
     root, factor = operator_root(site)
     axis = root.axes[0]
-    _need(not root.centred and root.groups is None, "it is no RMSNorm")
-    _need(root.axes == tuple(range(axis, site.rank)), "its axes are not the last ones")
+    _form(not root.centred and root.groups is None, "it is no RMSNorm")
+    _form(root.axes == tuple(range(axis, site.rank)), "its axes are not the last ones")
     standard = site.weights.opset >= 23
     _need(
         standard or target.provider != "portable", f"opset {site.weights.opset} has no RMSNormalization, opset 23 has"
@@ -108,8 +114,8 @@ def instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     root, factor = operator_root(site)
     _same_precision(site)
     _has_instance_norm(site, target)
-    _need(root.centred and root.groups is None and site.rank > 2, "it is no InstanceNorm")
-    _need(root.axes == tuple(range(2, site.rank)), "its axes are not the spatial ones")
+    _form(root.centred and root.groups is None and site.rank > 2, "it is no InstanceNorm")
+    _form(root.axes == tuple(range(2, site.rank)), "its axes are not the spatial ones")
     _not_by_layer_norm(site)
     _need(site.dtype in _INSTANCE_FLOAT, "ONNX Runtime has no InstanceNormalization of its dtype")
     channels = site.dims[1]
@@ -171,8 +177,8 @@ def group_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """GroupNormalization(x, γ, β), from opset 21 on."""
     root, factor = operator_root(site)
     _same_precision(site)
-    _need(root.centred and root.axes == tuple(range(1, site.rank)) and site.rank > 2, "it is no GroupNorm")
-    _need(root.groups is not None and root.channel == 1, "it has no groups of channels")
+    _form(root.centred and root.axes == tuple(range(1, site.rank)) and site.rank > 2, "it is no GroupNorm")
+    _form(root.groups is not None and root.channel == 1, "it has no groups of channels")
     _need(site.weights.opset >= 21, f"opset {site.weights.opset} has no GroupNormalization per channel, opset 21 has")
     kept = site.norm.node.op_type == "GroupNormalization" or site.standardize.cancels
     _need(kept, "ONNX Runtime computes GroupNormalization by E[x²] − E[x]², which loses accuracy at large means")
@@ -193,10 +199,10 @@ def group_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
 def _sets(site: NormSite, groups: int | None, axes: tuple[int, ...]) -> tuple[list[int], int]:
     """The shape (…, sets, −1) that lays each set of a group or of trailing axes in a row, and the number of sets."""
     if groups is not None:
-        _need(site.standardize.channel == 1, "its groups are not of channels and all that follows")
-        _need(axes == tuple(range(1, site.rank)), "its groups are not of channels and all that follows")
+        _form(site.standardize.channel == 1, "its groups are not of channels and all that follows")
+        _form(axes == tuple(range(1, site.rank)), "its groups are not of channels and all that follows")
         return [0, groups, -1], groups
-    _need(axes == tuple(range(axes[0], site.rank)) and axes[0] > 0, "its axes are not the last ones")
+    _form(axes == tuple(range(axes[0], site.rank)) and axes[0] > 0, "its axes are not the last ones")
     if axes[0] == 1:
         return [0, 1, -1], 1
     sets = product(site.dims[1 : axes[0]])
@@ -210,7 +216,7 @@ def by_instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Val
     root, factor = operator_root(site)
     _same_precision(site)
     _has_instance_norm(site, target)
-    _need(root.centred, "it subtracts no mean")
+    _form(root.centred, "it subtracts no mean")
     _need(site.dtype in _INSTANCE_FLOAT, "ONNX Runtime has no InstanceNormalization of its dtype")
     _not_by_layer_norm(site)
     shape, sets = _sets(site, root.groups, root.axes)
@@ -227,7 +233,7 @@ def by_instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Val
 def by_layer_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """Reshape (N, G, −1) → LayerNormalization(1) → Reshape → Mul → Add."""
     root, factor = operator_root(site)
-    _need(root.centred, "it subtracts no mean")
+    _form(root.centred, "it subtracts no mean")
     _has_layer_norm(site, target)
     stash = site.standardize.dtype or site.dtype
     _need(stash in (ir.DataType.FLOAT, site.dtype), "its statistics are computed in another dtype")
@@ -246,7 +252,7 @@ def by_layer_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
 def by_transposes(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """Transpose → LayerNormalization or SimplifiedLayerNormalization → Transpose, for one axis that is not the last."""
     root, factor = operator_root(site)
-    _need(root.groups is None and len(root.axes) == 1 and root.axes[0] < site.rank - 1, "its axis is the last one")
+    _form(root.groups is None and len(root.axes) == 1 and root.axes[0] < site.rank - 1, "its axis is the last one")
     axis = root.axes[0]
     if root.centred:
         _has_layer_norm(site, target)
@@ -280,7 +286,7 @@ def by_products(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """
     root, factor = plain_root(site)
     is_one = root.centred and root.axes == (1,) and root.groups is None
-    _need(is_one and site.rank > 2, "it is no LayerNorm over the channels")
+    _form(is_one and site.rank > 2, "it is no LayerNorm over the channels")
     _not_by_layer_norm(site)
     _need(site.dtype == ir.DataType.FLOAT and site.standardize.dtype in (None, site.dtype), "its dtype is not float32")
     channels = site.dims[1]
@@ -307,14 +313,14 @@ def by_products(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
 def local_response(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """LRN(x): 4-D, odd window."""
     found = site.standardize
-    _need(found.window is not None, "it is no LRN")
+    _form(found.window is not None, "it is no LRN")
     assert found.window is not None
     before, after = found.window
     _need(before == after, "its window is even; LRN puts an even one elsewhere")
-    _need(found.channel == 1, "its window is not one of channels")
+    _form(found.channel == 1, "its window is not one of channels")
     _need(site.rank == 4, "LRN runs on four dimensions")
     _need(found.dtype in (None, site.dtype), "its statistics are of another dtype")
-    _need(found.place == "inside" and found.order == 2, "it is no LRN")
+    _form(found.place == "inside" and found.order == 2, "it is no LRN")
     _need(found.alpha > 0.0 and found.exponent > 0.0, "LRN takes α and β above 0 only")
     keeps = target.provider != "portable" or "LRN" in site.operators or found.alpha <= _SMALL_ALPHA * found.epsilon
     _need(keeps, "ONNX Runtime adds and subtracts squares as the window moves, which loses accuracy for large α / k")
@@ -334,10 +340,10 @@ def by_window(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     ONNX Runtime 1.32 computes an AveragePool of opset 19 or later 5 to 10 times slower.
     """
     found = site.standardize
-    _need(found.window is not None, "it is no LRN")
+    _form(found.window is not None, "it is no LRN")
     assert found.window is not None
     before, after = found.window
-    _need(found.channel == 1 and site.rank >= 3, "its window is not one of channels")
+    _form(found.channel == 1 and site.rank >= 3, "its window is not one of channels")
     _need(site.dtype == ir.DataType.FLOAT and found.dtype in (None, site.dtype), "its dtype is not float32")
     channels, size = site.dims[1], before + after + 1
     _need(isinstance(channels, int), "the number of its channels is not known")
@@ -387,7 +393,7 @@ def _power(value: ir.Value, exponent: float, site: NormSite, emitter: Emitter) -
 def two_pass(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """d = x − E[x], d / σ with σ from E[d²], in nodes: for a variance that was E[x²] − E[x]²."""
     found = site.standardize
-    _need(found.cancels and found.centred and found.groups is None, "its variance is computed in two passes already")
+    _form(found.cancels and found.centred and found.groups is None, "its variance is computed in two passes already")
     _need(found.dtype in (None, site.dtype) and found.order == 2, "its statistics are of another dtype")
     count = found.count(site.dims)
     _need(not found.ddof or count is not None, "the number of elements of its variance is not known")
@@ -419,8 +425,8 @@ def two_pass(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
 def lp_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """LpNormalization(x) along one axis, where no ε guards the division or the op itself stood there."""
     found = site.standardize
-    _need(found.total and not found.centred and len(found.axes) == 1, "it is no Lp normalization")
-    _need(found.epsilon == 0.0, "LpNormalization has no ε")
+    _form(found.total and not found.centred and len(found.axes) == 1, "it is no Lp normalization")
+    _form(found.epsilon == 0.0, "LpNormalization has no ε")
     _need(found.dtype in (None, site.dtype), "its statistics are of another dtype")
     _need(site.norm.node.op_type == "LpNormalization", "LpNormalization makes zeros of a row of zeros, this does not")
     value = emitter.op("LpNormalization", site.data, dims=site.dims, axis=found.axes[0], p=found.order)
