@@ -441,7 +441,7 @@ def tune(lists: bool, clear: bool, as_json: bool) -> None:
         if as_json:
             print_json("tune", {"folder": str(cache.folder), "cleared": count})
         else:
-            click.echo(f"{count} records removed from {cache.folder}")
+            click.echo(f"{count} record{'s' if count != 1 else ''} removed from {cache.folder}")
     if cache.warning:
         click.echo(f"Warning: {cache.warning}", err=True)
 

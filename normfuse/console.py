@@ -167,7 +167,7 @@ def print_records(records: Sequence["Record"]) -> None:
         forms = ", ".join(map(_form, record.forms))
         table.add_row(record.description, record.chosen, forms, record.date, record.machine, record.onnxruntime)
     _print(table)
-    print(f"{len(records)} normalizations measured")
+    print(f"{len(records)} normalization{'s' if len(records) != 1 else ''} measured")
 
 
 def _form(form: "Measured") -> str:

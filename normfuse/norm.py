@@ -142,7 +142,10 @@ class Standardize:
             names = f"{names} in {self.groups} groups"
         centred = f"({data} − E[x])" if self.centred else data
         spread = "Var[x]" if self.centred else ("|x|" if self.order == 1 else "x²")
-        if not self.centred:
+        if self.centred and (self.order == 1 or self.total):
+            power = "|x − E[x]|" if self.order == 1 else "(x − E[x])²"
+            spread = f"{'Σ' if self.total else 'E'}[{power}]"
+        elif not self.centred:
             spread = f"{'Σ' if self.total else 'E'}[{spread}]"
         elif self.ddof:
             spread = f"n/(n − {self.ddof}) · {spread}"

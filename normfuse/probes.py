@@ -138,7 +138,10 @@ def plan(
     batch = {dim for dim, sizes in candidates.items() if sizes == BATCH}
     base = next((sizes for sizes in combinations(candidates) if _takes(ports, sizes, accepts)), None)
     if base is None:
-        tried = ", ".join(candidates) or "none"
+        tried = ", ".join(candidates)
+        if not tried:
+            sizes = ", ".join(f"{port.name} {'×'.join(map(str, port.shape({}))) or 'a scalar'}" for port in ports)
+            raise NormfuseError(f"the model does not run on inputs of these shapes: {sizes}; give others, or data")
         raise NormfuseError(
             f"the model took no sizes of its dynamic dimensions ({tried}) that were tried; give shapes, or data"
         )

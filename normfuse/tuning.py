@@ -285,8 +285,9 @@ class Tuner:
 
     def __str__(self) -> str:
         counts = self._counts
+        plural = "" if counts.measured == 1 else "s"
         return (
-            f"tuned: {counts.measured} distinct normalizations measured in {self._spent:.1f} s, "
+            f"tuned: {counts.measured} distinct normalization{plural} measured in {self._spent:.1f} s, "
             f"{counts.known} known from {self.cache.folder}, {counts.skipped} not measured"
         )
 

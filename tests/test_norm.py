@@ -90,3 +90,9 @@ def test_what_makes_no_sense_is_refused() -> None:
         Standardize((2, 3), groups=2)
     with pytest.raises(ValueError, match="cannot be cut"):
         Standardize.group_norm(4, 4)(IMAGE)
+
+
+def test_the_formula_of_a_mean_deviation_has_no_variance() -> None:
+    assert Standardize((1,), 1e-5, order=1, exponent=1.0).formula == "(x − E[x]) / (E[|x − E[x]|] + 1e-05) over axes 1"
+    norm = Standardize((1,), 0.0, total=True)
+    assert norm.formula == "(x − E[x]) / √Σ[(x − E[x])²] over axes 1"

@@ -145,6 +145,12 @@ def test_data_from_files_and_mappings(tmp_path: Path) -> None:
     assert data_probes(model, None) == []
 
 
+def test_given_shapes_that_a_model_refuses_are_named() -> None:
+    model = parse("float[N,2] x")
+    with pytest.raises(NormfuseError, match="does not run on inputs of these shapes: x 3×4; give others"):
+        plan(model, lambda _: False, {"x": (3, 4)})
+
+
 def test_data_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
     model = parse("float[N,2] x")
     with pytest.raises(NormfuseError, match="no array for input 'x', only z"):

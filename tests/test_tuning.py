@@ -471,7 +471,7 @@ class TestCommands:
 
     def test_what_is_really_measured_is_kept_listed_and_forgotten(self, folder: Path) -> None:
         tuning = ("optimize", "model.onnx", "-o", "out.onnx", "--threads", "1", "--tune")
-        assert "1 distinct normalizations measured" in self.invoke(*tuning)
+        assert "1 distinct normalization measured" in self.invoke(*tuning)
         again = json.loads(self.invoke(*tuning, "--json"))
         counts = {name: again["tuning"][name] for name in ("measured", "known", "not_measured")}
         assert counts == {"measured": 0, "known": 1, "not_measured": 0}
@@ -481,7 +481,7 @@ class TestCommands:
         timed = {form["form"]: form["seconds"] for form in record["forms"]}
         assert set(timed) == {AS_IT_WAS, "norm-by-instance-norm", "norm-by-layer-norm"}
         assert all(seconds > 0 for seconds in timed.values())
-        for text in (record["description"], record["chosen"], record["date"], record["machine"], "1 normalizations"):
+        for text in (record["description"], record["chosen"], record["date"], record["machine"], "1 normalization"):
             assert text in listed
         assert json.loads(self.invoke("tune", "--clear", "--json"))["cleared"] == 1
         assert "nothing has been measured" in self.invoke("tune", "--list")
