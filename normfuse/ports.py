@@ -1,5 +1,6 @@
 """The inputs of a model as probes see them: `Port`, the sizes worth trying, and the values an integer may take."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -19,6 +20,9 @@ _SEQUENCE = (7, 12, 16, 32, 64, 128, 80)
 _CHANNELS = (3, 1, 4, 8)
 _USUAL_IMAGE, _USUAL_SEQUENCE = 224, 128
 """What models are mostly used at."""
+
+_FIXED, _LARGEST_RANK = 6, 8
+"""So many sizes that Reshapes fix are tried; a constant of more elements is no shape."""
 
 _TRANSPARENT = frozenset(
     {"Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
@@ -132,6 +136,18 @@ def candidates_of(port: Port, axis: int) -> tuple[int, ...]:
         channel = rank - 1 if isinstance(last, int) and last in (1, 3, 4) else 1
         return _CHANNELS if axis == channel else _IMAGE if rank == 4 else (16, 8, 32, 64)
     return _SEQUENCE
+
+
+def fixed_sizes(model: ir.Model) -> tuple[int, ...]:
+    """Sizes above one that stand in the shapes of Reshapes and Expands, most frequent first: exporters bake in what they traced with."""
+    counts: Counter[int] = Counter()
+    for node in model.graph:
+        if node.op_type in ("Concat", "Expand", "Reshape"):
+            for value in node.inputs[node.op_type != "Concat" :]:
+                shape = None if value is None else ir.convenience.get_const_tensor(value)
+                if shape is not None and shape.dtype == ir.DataType.INT64 and shape.size <= _LARGEST_RANK:
+                    counts.update({int(size) for size in shape.numpy().reshape(-1) if size > 1})
+    return tuple(size for size, _ in counts.most_common(_FIXED))
 
 
 def timing_candidates_of(port: Port, axis: int) -> tuple[int, ...]:

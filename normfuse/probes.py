@@ -31,6 +31,7 @@ from normfuse.ports import (
     Sizes,
     candidates_of,
     combinations,
+    fixed_sizes,
     inputs_of,
     is_float_type,
     port_of,
@@ -136,14 +137,20 @@ def plan(
             if isinstance(dim, str):
                 candidates.setdefault(dim, candidates_of(port, axis))
     batch = {dim for dim, sizes in candidates.items() if sizes == BATCH}
-    base = next((sizes for sizes in combinations(candidates) if _takes(ports, sizes, accepts)), None)
+    fixed = fixed_sizes(model)
+    attempts = [candidates]
+    if fixed and candidates:
+        mixed = {dim: (*own, *fixed) if own == BATCH else (*fixed, *own) for dim, own in candidates.items()}
+        attempts.append(mixed)
+    base = next((sizes for some in attempts for sizes in combinations(some) if _takes(ports, sizes, accepts)), None)
     if base is None:
         tried = ", ".join(candidates)
         if not tried:
             sizes = ", ".join(f"{port.name} {'×'.join(map(str, port.shape({}))) or 'a scalar'}" for port in ports)
             raise NormfuseError(f"the model does not run on inputs of these shapes: {sizes}; give others, or data")
         raise NormfuseError(
-            f"the model took no sizes of its dynamic dimensions ({tried}) that were tried; give shapes, or data"
+            f"the model took no sizes of its dynamic dimensions ({tried}) that were tried; "
+            "give shapes (--shape NAME=1x3x224x224), or data (--data)"
         )
     others: dict[str, Sizes] = {}
     if batch and _takes(ports, larger := base | dict.fromkeys(batch, 3), accepts):

@@ -88,6 +88,15 @@ def test_sizes_are_searched_until_the_model_accepts_them() -> None:
     assert "second size" in drawn
 
 
+def test_a_size_that_the_exporter_baked_in_is_found() -> None:
+    model = ir.from_onnx_text(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[b,t,6] x) => (float y)'
+        " { i = Constant <value_ints = [-1,11,6]> () y = Reshape (x, i) }"
+    )
+    drawn = by_family(model, shape_is(x=lambda s: s[1] == 11))
+    assert drawn["scale 1"].inputs["x"].shape == (1, 11, 6)
+
+
 def test_question_marks_are_not_one_dimension() -> None:
     drawn = by_family(parse("float[N,3,?,?] x"), shape_is(x=lambda s: s[2] == 32 and s[3] == 96))
     assert drawn["scale 1"].inputs["x"].shape == (1, 3, 32, 96)
