@@ -1,6 +1,5 @@
 """What LIFT sees in a model, as plain data: `Atlas`, and `Anatomy`, one normalization."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -92,7 +91,7 @@ def _anatomy(norm: Norm, weights: Weights) -> Anatomy:
         found = found.simplified(sizes[found.channel])
     record = lifted(norm.node)
     return Anatomy(
-        _name(norm, found, sizes),
+        "normalization" if sizes is None else norm.name(found),
         (str(norm.node.name),) if record is None else record.names,
         formula(found, sizes, scaled=norm.scale is not None, shifted=norm.bias is not None),
         details(found),
@@ -104,18 +103,6 @@ def _anatomy(norm: Norm, weights: Weights) -> Anatomy:
         found.groups,
         found.ddof,
     )
-
-
-def _name(norm: Norm, found: Standardize, sizes: Sequence[Dim] | None) -> str:
-    """What the field calls it. (N, L, C) and (N, C, L) look alike: there the operator tells, or where γ and β stand."""
-    if sizes is None:
-        return "normalization"
-    name = found.name(len(sizes))
-    if name == "InstanceNorm" and len(sizes) == 3 and norm.node.op_type != "InstanceNormalization":
-        parameters = [one for one in (norm.scale, norm.bias) if one is not None]
-        if not any(one.axes == (1,) for one in parameters):
-            return "LayerNorm"
-    return name
 
 
 def _kind(parameter: Parameter | None, weights: Weights) -> str | None:

@@ -171,9 +171,10 @@ def optimize(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Fold the affine maps of MODEL.
+    """Make the normalizations of MODEL cheap.
 
-    Every scale and shift by constants goes into neighbouring weights; the result is proved and written.
+    Every scale and shift by constants goes into neighbouring weights, every normalization and activation is written in
+    the form that is fastest on the target; the result is proved and written.
     """
     writes = not (dry_run or check)
     if output is None and writes:
@@ -449,14 +450,14 @@ def tune(lists: bool, clear: bool, as_json: bool) -> None:
 @main.command(cls=Verb)
 @click.argument("rule", required=False, shell_complete=_complete_rule)
 def explain(rule: str | None, as_json: bool) -> None:
-    """List the rules, or explain one.
+    """List the rules, all or those of a stage such as lower, or explain one.
 
     What RULE does, as a formula, and why it is right.
     """
     from normfuse import pipeline
 
     rules = pipeline.rules()
-    chosen = [row for row in rules if rule in (None, row.name)]
+    chosen = [row for row in rules if rule == row.name] or [row for row in rules if rule in (None, row.kind)]
     if not chosen:
         from difflib import get_close_matches
 
@@ -468,7 +469,7 @@ def explain(rule: str | None, as_json: bool) -> None:
         return
     from normfuse import console
 
-    if rule is None:
+    if len(chosen) > 1:
         console.print_rules(chosen)
     else:
         console.print_rule(chosen[0])

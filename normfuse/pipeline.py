@@ -211,7 +211,8 @@ def rewrite(
     _forget_types(model, typed)
     for value, (kind, shape) in zip(model.graph.outputs, declared, strict=True):
         value.type, value.shape = kind, shape
-    rewritten = {name for change in (*blocking.changes, *lowering.changes) for name in change.nodes}
+    written_anew = (*blocking.changes, *lowering.changes)
+    rewritten = {name for change in written_anew for name in (*change.nodes, *change.into)}
     raised = [] if raising is None else raising.changes
     stays = [refusal for refusal in folding.refusals if refusal.node not in rewritten]
     if tuner is not None and tuner is not tune and tuner.cache.warning:

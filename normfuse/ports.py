@@ -139,7 +139,7 @@ def candidates_of(port: Port, axis: int) -> tuple[int, ...]:
 
 
 def fixed_sizes(model: ir.Model) -> tuple[int, ...]:
-    """Sizes above one that stand in the shapes of Reshapes and Expands, most frequent first: exporters bake in what they traced with."""
+    """Sizes above one in the shapes of Reshapes and Expands, most frequent first: exporters bake in what they traced."""
     counts: Counter[int] = Counter()
     for node in model.graph:
         if node.op_type in ("Concat", "Expand", "Reshape"):

@@ -17,7 +17,7 @@ _AROUND = {
 def describe(site: NormSite, shape: tuple[int, ...], target: Target, around: tuple[bool, bool]) -> str:
     """What is measured, for people; `around`: whether a convolution stands in front, and behind."""
     found = site.standardize
-    name = found.name(site.rank)
+    name = site.norm.name(found)
     if found.groups is not None:
         name += f" of {found.groups} groups"
     elif found.window is not None:
@@ -25,7 +25,7 @@ def describe(site: NormSite, shape: tuple[int, ...], target: Target, around: tup
     else:
         name += f" over {', '.join(str(axis) for axis in found.axes)}"
     affine = [_kind(letter, operand) for letter, operand in (("γ", site.scale), ("β", site.bias)) if operand]
-    where = f"opset {site.weights.opset}, {target.provider}, {target.threads} threads"
+    where = f"opset {site.weights.opset}, {target.provider}, {target.threads} thread{'s' * (target.threads > 1)}"
     return f"{' '.join([name, *affine])}{_AROUND[around]}; {_times(shape)} {site.dtype.name.lower()}; {where}"
 
 

@@ -87,7 +87,7 @@ class LowerPass(ir.passes.InPlacePass):
                 self._lower(model, inner, weights)
             return
         if not reasons:
-            kind = site.standardize.name(site.rank)
+            kind = site.norm.name(site.standardize)
             self.refusals.append(Refusal("lower", site.names[-1], f"no row writes this {kind} in another form"))
         for reason, name in reasons.items():
             self.refusals.append(Refusal("lower", site.names[-1], f"{name}: {reason}"))
@@ -95,7 +95,7 @@ class LowerPass(ir.passes.InPlacePass):
     def _commit(
         self, model: ir.Model, row: Lowering, site: NormSite, emitter: Emitter, result: ir.Value, remark: str
     ) -> None:
-        detail = f"{site.standardize.name(site.rank)} as {', '.join(node.op_type for node in emitter.nodes)}"
+        detail = f"{site.norm.name(site.standardize)} as {', '.join(node.op_type for node in emitter.nodes)}"
         names = (*site.names, *(node.name or node.op_type for node in emitter.consumed))
         replace(model, site, emitter, result)
         into = tuple(str(node.name) for node in emitter.nodes)

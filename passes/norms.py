@@ -76,6 +76,13 @@ class Norm:
         """The number of dimensions of x."""
         return len(self.dims)
 
+    def name(self, found: Standardize) -> str:
+        """What the field calls it. (N, L, C) and (N, C, L) look alike: the operator tells, or where γ and β stand."""
+        name = found.name(self.rank)
+        open_to_both = name == "InstanceNorm" and self.rank == 3 and self.node.op_type != "InstanceNormalization"
+        per_channel = any(one.axes == (1,) for one in (self.scale, self.bias) if one is not None)
+        return "LayerNorm" if open_to_both and not per_channel else name
+
     @property
     def is_bare(self) -> bool:
         """Whether it has neither γ nor β."""

@@ -251,7 +251,7 @@ class TestMemory:
         said: list[str] = []
         tune(group_norm(), Stopwatch(self.FAST), progress=said.append)
         tune(group_norm(), never, progress=said.append)
-        assert said == ["measuring GroupNorm of 2 groups γ β; 2×6×4×4 float; opset 17, cpu, 1 threads"]
+        assert said == ["measuring GroupNorm of 2 groups γ β; 2×6×4×4 float; opset 17, cpu, 1 thread"]
 
     def test_a_second_run_measures_nothing(self, tune: Callable[..., Result]) -> None:
         first = tune(group_norm(), Stopwatch(self.FAST))
@@ -477,7 +477,7 @@ class TestCommands:
         assert counts == {"measured": 0, "known": 1, "not_measured": 0}
         listed = self.invoke("tune", "--list")
         (record,) = json.loads(self.invoke("tune", "--list", "--json"))["records"]
-        assert record["description"] == "GroupNorm of 2 groups γ β; 2×6×4×4 float; opset 17, cpu, 1 threads"
+        assert record["description"] == "GroupNorm of 2 groups γ β; 2×6×4×4 float; opset 17, cpu, 1 thread"
         timed = {form["form"]: form["seconds"] for form in record["forms"]}
         assert set(timed) == {AS_IT_WAS, "norm-by-instance-norm", "norm-by-layer-norm"}
         assert all(seconds > 0 for seconds in timed.values())
