@@ -139,7 +139,7 @@ def candidates_of(port: Port, axis: int) -> tuple[int, ...]:
 
 
 def fixed_sizes(model: ir.Model) -> tuple[int, ...]:
-    """Sizes above one in the shapes of Reshapes and Expands, most frequent first: exporters bake in what they traced."""
+    """Sizes above one in the shapes of Reshapes and Expands, most frequent first: exporters bake in what they saw."""
     counts: Counter[int] = Counter()
     for node in model.graph:
         if node.op_type in ("Concat", "Expand", "Reshape"):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from normfuse.norm import Standardize
-from normfuse.passes.access import RefusedError, attribute, dims, operator
+from normfuse.passes.access import RefusedError, dims, operator
 from normfuse.passes.clean import CleanPass
 from normfuse.passes.lift import LiftPass
 from normfuse.passes.lifted import DOMAIN, forget, lifted
@@ -60,7 +60,7 @@ def _untaxed(model: ir.Model) -> Untaxed:
     weights = Weights(model)
     nodes = [node for graph in (model.graph, *model.graph.subgraphs()) for node in graph]
     places = {node: index for node in nodes if (index := _data_index(node, weights)) is not None}
-    norms = sum(_has_statistics(node) for node in places)
+    norms = sum(_is_norm(node) for node in places)
     for node, index in places.items():
         _bypass(model, node, index)
     restore(model)
@@ -77,12 +77,6 @@ def _is_norm(node: ir.Node) -> bool:
     if record is not None:
         return isinstance(record.meaning, Standardize)
     return node.domain in _DOMAINS and node.op_type in NORMALIZATIONS
-
-
-def _has_statistics(node: ir.Node) -> bool:
-    """Whether it is a normalization by statistics of its input, not a BatchNormalization at inference."""
-    stored = node.op_type == "BatchNormalization" and not attribute(node, "training_mode", 0)
-    return _is_norm(node) and not stored
 
 
 def _data_index(node: ir.Node, weights: Weights) -> int | None:

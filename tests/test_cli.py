@@ -529,7 +529,7 @@ class TestBench:
         lines = [line.split() for line in result.stdout.splitlines()]
         assert lines[0] == ["model", "threads", "ms", "interval", "p90", "ratio", "interval"]
         assert [line[:2] for line in lines[1:3]] == [["model.onnx", "1"], ["model.onnx", "2"]]
-        assert "0 normalizations, 1 affine map" in result.stdout
+        assert "1 normalization, 0 affine maps" in result.stdout
         assert "CPUExecutionProvider" in result.stdout
 
     @pytest.mark.parametrize("threads", ["0", "1,", "two", "1;2"])
