@@ -12,6 +12,7 @@ from normfuse.passes.lowerings import LOWERINGS
 from normfuse.target import Target
 from tests import lowered_elsewhere
 from tests.lowered import CENTRED, EPSILON, RMS, E, Lowered, centred, image, refusal_of, rows
+from tests.lowered_elsewhere import ROW_WEIGHTS, WINDOW
 from tests.parity import build, ops, reasons_of, rules_of
 
 GROUPS = "r = Reshape(x, s) n = InstanceNormalization(r, one, zero) b = Reshape(n, t) g = Mul(b, w) y = Add(g, c)"
@@ -27,18 +28,7 @@ CANCELLING = (
     "m = ReduceMean<axes=[1]>(x) q = Mul(x, x) p = ReduceMean<axes=[1]>(q) k = Mul(m, m) v = Sub(p, k)"
     " a = Add(v, e) r = Sqrt(a) d = Sub(x, m) y = Div(d, r)"
 )
-WINDOW = (
-    "q = Mul(x, x) u = Reshape(q, s) p = Pad(u, z) a = AveragePool<kernel_shape=[5,1,1], strides=[1,1,1]>(p)"
-    " b = Reshape(a, t) k = Mul(b, alpha) j = Add(k, one) f = Pow(j, beta) y = Div(x, f)"
-)
-WINDOW_WEIGHTS: dict[str, Any] = {
-    "s": np.array([2, 1, 6, 4, 4]),
-    "z": np.array([0, 0, 2, 0, 0, 0, 0, 2, 0, 0]),
-    "t": np.array([2, 6, 4, 4]),
-    "alpha": np.float32(0.3),
-    "one": np.float32(1.0),
-    "beta": np.float32(0.75),
-}
+WINDOW_WEIGHTS = lowered_elsewhere.WINDOW_WEIGHTS | {"alpha": np.float32(0.3)}
 
 ROWS = np.array([2, 5, 16])
 AFFINE_ROWS = "n = Div(d, r) g = Mul(n, w) y = Add(g, c)"
@@ -47,7 +37,6 @@ GIVEN_ROWS = SPELLED_ROWS.replace("x)", "x, float[16] w, float[16] c)", 1)
 SPELLED_CHANNELS = image(centred("[1]", AFFINE_ROWS))
 MANY_POSITIONS = SPELLED_CHANNELS.replace("4,4", "18,18")
 CHANNEL_WEIGHTS = E | {"w": (6, 1, 1), "c": (6, 1, 1)}
-ROW_WEIGHTS = E | {"w": (16,), "c": (16,)}
 UNBIASED = f"{CENTRED.format(axes='[2,3]')} u = Mul(v, f) a = Add(u, e) r = Sqrt(a) y = Div(d, r)"
 
 POOLED = "Conv Div Mul Mul Sqrt Sqrt Squeeze Unsqueeze"
