@@ -24,6 +24,7 @@ Arrays = Sequence[npt.NDArray[Any]]
 
 OPERATORS = {
     "batch_normalization": ("batchnorm",),
+    "batchnorm": ("batchnorm",),
     "elu": ("elu",),
     "gelu": ("gelu",),
     "groupnormalization": ("group_normalization",),
