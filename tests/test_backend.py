@@ -31,6 +31,7 @@ OPERATORS = {
     "hardsigmoid": ("hardsigmoid",),
     "hardswish": ("hardswish",),
     "instance_normalization": ("instancenorm",),
+    "instancenorm": ("instancenorm",),
     "layernormalization": ("layer_normalization",),
     "leakyrelu": ("leakyrelu",),
     "lpnormalization": ("l1normalization", "l2normalization", "lpnormalization"),
