@@ -4,7 +4,7 @@ Lifting changes no number: each intermediate model runs, and `inline` puts the n
 computes is written in its metadata: a `Standardize`, or an activation.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -273,6 +273,29 @@ def inline(model: ir.Model, call: ir.Node) -> tuple[ir.Node, ...]:
 def forget(model: ir.Model, call: ir.Node) -> None:
     """Removes the function of a call that has been replaced."""
     model.functions.pop(call.op_identifier(), None)
+
+
+def remove_unread(model: ir.Model, nodes: Collection[ir.Node]) -> list[ir.Node]:
+    """Removes nodes of which nothing is read, readers first; those that are left."""
+    left = list(nodes)
+    while free := [node for node in left if not any(one.uses() or one.is_graph_output() for one in node.outputs)]:
+        for node in free:
+            left.remove(node)
+            assert node.graph is not None
+            node.graph.remove(node, safe=True)
+            if lifted(node) is not None:
+                forget(model, node)
+    return left
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Gives a value's name, readers and documentation to another one."""
+    if new.dtype is None or new.shape is None:
+        new.type, new.shape = old.type, old.shape
+    name, old.name = old.name, None
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.name, new.doc_string = name, old.doc_string
+    new.metadata_props.update(old.metadata_props)
 
 
 def tidy(model: ir.Model) -> None:

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from normfuse.passes.access import RefusedError, title
 from normfuse.passes.emitter import Emitter
-from normfuse.passes.lifted import DOMAIN, forget, inline, lifted, tidy
+from normfuse.passes.lifted import DOMAIN, inline, lifted, remove_unread, take_over, tidy
 from normfuse.passes.likeness import Likeness
 from normfuse.passes.lowering import Chooser, Lowering, NormSite, OtherFormError, by_table, grows, site_of
 from normfuse.passes.lowerings import LOWERINGS
@@ -137,34 +137,11 @@ def replace(model: ir.Model, site: NormSite, emitter: Emitter, result: ir.Value)
             model.opset_imports.setdefault(node.domain, 1)
     emitter.commit(emitter.before or last)
     for old, new in emitter.takes.items():
-        _take_over(old, new)
-    left = _remove_unread(model, emitter.consumed)
+        take_over(old, new)
+    left = remove_unread(model, emitter.consumed)
     if output.uses() or output.is_graph_output():
-        _take_over(output, result)
-    assert not _remove_unread(model, [*left, *site.nodes]), "a node that was replaced is still read"
-
-
-def _remove_unread(model: ir.Model, nodes: Collection[ir.Node]) -> list[ir.Node]:
-    """Removes nodes of which nothing is read, readers first; those that are left."""
-    left = list(nodes)
-    while free := [node for node in left if not any(one.uses() or one.is_graph_output() for one in node.outputs)]:
-        for node in free:
-            left.remove(node)
-            assert node.graph is not None
-            node.graph.remove(node, safe=True)
-            if lifted(node) is not None:
-                forget(model, node)
-    return left
-
-
-def _take_over(old: ir.Value, new: ir.Value) -> None:
-    """Gives a value's name, readers and documentation to another one."""
-    if new.dtype is None or new.shape is None:
-        new.type, new.shape = old.type, old.shape
-    name, old.name = old.name, None
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    new.name, new.doc_string = name, old.doc_string
-    new.metadata_props.update(old.metadata_props)
+        take_over(output, result)
+    assert not remove_unread(model, [*left, *site.nodes]), "a node that was replaced is still read"
 
 
 def restore(model: ir.Model) -> None:

@@ -16,7 +16,7 @@ from normfuse.affine import Affine
 from normfuse.passes.access import RefusedError, attribute, dims, only_reader, operator
 from normfuse.passes.activation_forms import forms, is_written, write
 from normfuse.passes.emitter import Emitter
-from normfuse.passes.lifted import forget, inline, lifted
+from normfuse.passes.lifted import inline, lifted, remove_unread, take_over
 from normfuse.passes.residuals import residual
 from normfuse.passes.rule import Rule
 from normfuse.passes.sources import Source, read
@@ -277,16 +277,8 @@ class BlockPass(ir.passes.InPlacePass):
         output = nodes[-1].outputs[0]
         emitter.commit(nodes[-1])
         result.type, result.shape = output.type, output.shape
-        name, output.name = output.name, None
-        output.replace_all_uses_with(result, replace_graph_outputs=True)
-        result.name, result.doc_string = name, output.doc_string
-        result.metadata_props.update(output.metadata_props)
-        graph = nodes[-1].graph
-        assert graph is not None
-        for node in reversed(nodes):
-            graph.remove(node, safe=True)
-            if lifted(node) is not None:
-                forget(model, node)
+        take_over(output, result)
+        assert not remove_unread(model, nodes), "a node that was replaced is still read"
         into = tuple(str(node.name) for node in emitter.nodes)
         self.changes.append(Change(row.name, names, into, f"as {', '.join(node.op_type for node in emitter.nodes)}"))
 
