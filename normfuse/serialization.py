@@ -12,6 +12,7 @@ import onnx_ir as ir
 from normfuse import storage
 from normfuse.errors import ModelError, NormfuseError
 from normfuse.outline import external_files
+from normfuse.scaled import Folded
 from normfuse.sparse import SparseTensor, put_sparse
 from normfuse.storage import parse, read, to_bytes, write
 from normfuse.tensors import constants, external, in_memory, place
@@ -21,8 +22,6 @@ SMALLEST_EXTERNAL = 1024
 
 ALIGNMENT = 4096
 """Tensors begin at multiples of this in a data file, as ONNX asks for memory mapping."""
-
-_CHUNK = 2**24
 
 
 def serialize(model: ir.Model) -> bytes:
@@ -48,8 +47,8 @@ def is_large(model: ir.Model) -> bool:
 
 
 def has_external(model: ir.Model) -> bool:
-    """Whether a constant of a model lies in a data file."""
-    return any(True for _ in external(model))
+    """Whether a constant of a model lies in a data file, or is computed from one that does."""
+    return any(isinstance(tensor, ir.ExternalTensor | Folded) for _, tensor in constants(model))
 
 
 def to_proto(model: ir.Model, stand_ins: Mapping[ir.Value, ir.TensorProtocol]) -> onnx.ModelProto:
@@ -117,21 +116,12 @@ def _fill(file: BinaryIO, places: Sequence[tuple[ir.TensorProtocol, ir.ExternalT
     for tensor, at in places:
         start, size = at.offset or 0, at.nbytes
         file.write(bytes(start - file.tell()))
-        if isinstance(tensor, ir.ExternalTensor):
-            _copy(tensor, file)
+        if isinstance(tensor, ir.ExternalTensor | Folded):
+            tensor.tofile(file)  # from file to file, inside the kernel where it can do that; or piece by piece
         else:
             file.write(tensor.tobytes())
         if file.tell() != start + size:
             raise ModelError(f"tensor {tensor.name!r} has {file.tell() - start:,} bytes where {size:,} are expected")
-
-
-def _copy(tensor: ir.ExternalTensor, file: BinaryIO) -> None:
-    with open(tensor.path, "rb") as source:
-        source.seek(tensor.offset or 0)
-        left = tensor.nbytes
-        while left and (chunk := source.read(min(left, _CHUNK))):
-            file.write(chunk)
-            left -= len(chunk)
 
 
 def data_files(path: str) -> set[str]:

@@ -1,17 +1,19 @@
 """Constants of a graph, read in float64 and written with one rounding.
 
 A constant that was computed here keeps its float64 value for as long as the model is worked on, so that several folds
-into one weight still round only once.
+into one weight still round only once. A large weight that lies in a file is not held for that: see `normfuse.scaled`.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from normfuse.affine import Float64
+from normfuse.scaled import LARGE, Folded, Scaled, is_mapped, spilled
 
 EXACT = "normfuse.float64"
 """Key in `ir.Value.meta` of the float64 value that a constant was rounded from."""
@@ -79,6 +81,10 @@ def fits(array: Float64, dtype: ir.DataType, axis: int | None = None, old: Float
     in the array `old` of the same shape that it comes from.
     """
     storage = STORAGE[dtype]
+    if isinstance(array, Scaled):
+        if _fits_by_bounds(array, storage, axis):
+            return True
+        array = np.asarray(array)
     if not np.all(np.abs(array) <= storage.largest):
         return False
     norm = _norms(array, axis)
@@ -91,6 +97,15 @@ def fits(array: Float64, dtype: ir.DataType, axis: int | None = None, old: Float
     if old is not None and old.shape == array.shape:
         lost &= _norms(old, axis) >= storage.negligible
     return not np.any(lost)
+
+
+def _fits_by_bounds(array: Scaled, storage: Storage, axis: int | None) -> bool:
+    """Whether the largest number of each channel proves that an array fits: its norm is not less than that."""
+    if not array.size:
+        return False
+    high, low = array.peaks(axis)
+    large = low >= np.sqrt(array.size / high.size) * storage.smallest / storage.round_off
+    return bool(np.all(high <= storage.largest) and np.all(large))
 
 
 def _norms(array: Float64, axis: int | None) -> Float64:
@@ -121,7 +136,9 @@ class Weights:
             return None
         exact = value.meta.get(EXACT)
         if exact is not None:
-            return np.asarray(exact, np.float64)
+            return cast(Float64, exact) if isinstance(exact, Scaled) else np.asarray(exact, np.float64)
+        if is_mapped(tensor):
+            return cast(Float64, tensor.array if isinstance(tensor, Folded) else Scaled(np.asarray(tensor.numpy())))
         return np.asarray(tensor.numpy()).astype(np.float64)
 
     def integers(self, value: ir.Value | None) -> list[int] | None:
@@ -156,7 +173,7 @@ class Weights:
         if graph is None:
             raise ValueError(f"node {reader.name!r} stands in no graph")
         name = self.fresh(stem)
-        tensor = ir.Tensor(round_to(array, dtype), dtype=dtype, name=name)
+        tensor = stored(array, dtype, name)
         if is_function_body(graph):
             constant = ir.node("Constant", [], {"value": tensor}, name=self.fresh(f"{name}_constant"))
             value = constant.outputs[0]
@@ -184,7 +201,9 @@ class Weights:
         in_place = old is not None and old.is_initializer() and self.shared_with(node, index) is None
         if old is not None and in_place:
             text = None if old.const_value is None else old.const_value.doc_string
-            old.const_value = ir.Tensor(round_to(array, dtype), dtype=dtype, name=old.name, doc_string=text)
+            if is_mapped(old.const_value) and array.size * array.dtype.itemsize >= LARGE:
+                array = array if isinstance(array, Scaled) else cast(Float64, spilled(array))
+            old.const_value = stored(array, dtype, old.name, text)
             old.shape, old.dtype = ir.Shape(array.shape), dtype
             old.meta[EXACT] = array
             return
@@ -192,6 +211,15 @@ class Weights:
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
         node.replace_input_with(index, self.new(array, dtype, stem, node))
+
+
+def stored(
+    array: Float64, dtype: ir.DataType, name: str | None, doc_string: str | None = None
+) -> ir.TensorProtocol:
+    """The tensor of an array: rounded now, or whenever it is read where the array is `Scaled`."""
+    if isinstance(array, Scaled):
+        return Folded(array, dtype, name, doc_string)
+    return ir.Tensor(round_to(array, dtype), dtype=dtype, name=name, doc_string=doc_string)
 
 
 def forget_exact(model: ir.Model) -> None:
