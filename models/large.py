@@ -1,17 +1,18 @@
 """A model of any size, written block by block: its weights are never in memory together.
 
 Half of the blocks are convolutional (Conv, BatchNormalization, Relu), the others those of a transformer without
-attention (LayerNormalization or a spelled-out RMSNorm, MatMul, bias, Relu, MatMul, LayerScale, residual): most of the weights
-take a fold, the others stay as they are.
+attention (LayerNormalization or a spelled-out RMSNorm, MatMul, bias, Relu, MatMul, LayerScale, residual): most of the
+weights take a fold, the others stay as they are.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
@@ -33,13 +34,13 @@ class _Writer:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     tensors: list[onnx.TensorProto] = field(default_factory=list)
 
-    def node(self, op_type: str, *inputs: str, **attributes: object) -> str:
+    def node(self, op_type: str, *inputs: str, **attributes: Any) -> str:
         """Adds a node, and returns its output."""
         output = f"{op_type.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op_type, list(inputs), [output], name=f"{output}_node", **attributes))
         return output
 
-    def small(self, array: np.ndarray) -> str:
+    def small(self, array: npt.NDArray[Any]) -> str:
         """Adds an initializer that stands in the model."""
         name = f"constant_{len(self.tensors)}"
         self.tensors.append(onnx.numpy_helper.from_array(array, name))
@@ -78,7 +79,7 @@ def write_large(path: Path, size: int, width: int = 0, seed: int = 0) -> None:
         value = "x"
         while file.tell() < size / 2 or len(writer.nodes) < 3:
             value = _conv_block(writer, value, width)
-        value = writer.node("Reshape", value, writer.small(np.int64([0, width, -1])))
+        value = writer.node("Reshape", value, writer.small(np.array([0, width, -1], np.int64)))
         value = writer.node("Transpose", value, perm=[0, 2, 1])
         block = 0
         while file.tell() < size or block < 2:
@@ -110,8 +111,8 @@ def _token_block(writer: _Writer, residual: str, width: int, centred: bool) -> s
         value = writer.node("LayerNormalization", residual, scale, writer.vector(width, 0.0, 0.3), epsilon=1e-5)
     else:
         square = writer.node("Mul", residual, residual)
-        mean = writer.node("ReduceMean", square, writer.small(np.int64([-1])), keepdims=1)
-        root = writer.node("Sqrt", writer.node("Add", mean, writer.small(np.float32(1e-6))))
+        mean = writer.node("ReduceMean", square, writer.small(np.array([-1], np.int64)), keepdims=1)
+        root = writer.node("Sqrt", writer.node("Add", mean, writer.small(np.array(1e-6, np.float32))))
         value = writer.node("Mul", writer.node("Div", residual, root), scale)
     value = writer.node("MatMul", value, writer.weight(width, 4 * width, fan_in=width))
     value = writer.node("Relu", writer.node("Add", value, writer.vector(4 * width, 0.0, 0.1)))

@@ -7,6 +7,7 @@ copied, several folds still round only once, and the numbers are made piece by p
 is more than a product goes into an unlinked temporary file (`spilled`) and is mapped from there.
 """
 
+import math
 import mmap
 import tempfile
 from collections.abc import Iterator
@@ -32,8 +33,8 @@ class Scaled(np.lib.mixins.NDArrayOperatorsMixin):
     is asked of it is asked of the array itself.
 
     Attributes:
-        base: W, of any float type and at least one dimension, usually mapped.
         factors: float64 arrays that are broadcast to the shape of W, multiplied one after another.
+        shape: the dimensions.
 
     Example:
         >>> twice = Scaled(np.float32([[1, 2], [3, 4]])) * np.array([2.0, 0.5])
@@ -41,26 +42,28 @@ class Scaled(np.lib.mixins.NDArrayOperatorsMixin):
         ('Scaled', (2, 2), [[2.0, 1.0], [6.0, 2.0]])
     """
 
-    __slots__ = ("base", "factors")
+    __slots__ = ("_source", "factors", "shape")
 
-    def __init__(self, base: npt.NDArray[Any], factors: tuple[Float64, ...] = ()) -> None:
-        self.base = base
+    def __init__(self, source: "npt.NDArray[Any] | ir.TensorProtocol", factors: tuple[Float64, ...] = ()) -> None:
+        """Takes W, which is not read."""
+        self._source = source
         self.factors = factors
+        self.shape: tuple[int, ...] = source.shape if isinstance(source, np.ndarray) else tuple(source.shape.numpy())
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The dimensions."""
-        return self.base.shape
+    def base(self) -> npt.NDArray[Any]:
+        """W, of any float type and at least one dimension."""
+        return self._source if isinstance(self._source, np.ndarray) else np.asarray(self._source.numpy())
 
     @property
     def ndim(self) -> int:
         """How many dimensions there are."""
-        return self.base.ndim
+        return len(self.shape)
 
     @property
     def size(self) -> int:
         """How many elements there are."""
-        return self.base.size
+        return math.prod(self.shape)
 
     @property
     def dtype(self) -> np.dtype[np.float64]:
@@ -70,16 +73,16 @@ class Scaled(np.lib.mixins.NDArrayOperatorsMixin):
     def reshape(self, *shape: Any) -> Any:
         """The same elements in other dimensions: unread, unless a factor would have to be written out."""
         try:
-            factors = tuple(np.reshape(factor, shape_of(shape), copy=False) for factor in self.factors)
-            return Scaled(np.reshape(self.base, shape_of(shape), copy=False), factors)
+            factors = tuple(np.reshape(factor, _dimensions(shape), copy=False) for factor in self.factors)
+            return Scaled(np.reshape(self.base, _dimensions(shape), copy=False), factors)
         except ValueError:
             return np.asarray(self).reshape(*shape)
 
     def pieces(self) -> Iterator[Float64]:
         """The elements in order, some entries of the first axis at a time."""
-        step = max(1, _PIECE // max(1, self.size // max(1, len(self.base))))
-        for start in range(0, len(self.base), step):
-            piece = self.base[start : start + step].astype(np.float64)
+        base, step = self.base, max(1, _PIECE // max(1, self.size // max(1, len(self))))
+        for start in range(0, len(base), step):
+            piece = base[start : start + step].astype(np.float64)
             for factor in self.factors:
                 np.multiply(piece, factor[start : start + step], out=piece)
             yield piece
@@ -92,9 +95,9 @@ class Scaled(np.lib.mixins.NDArrayOperatorsMixin):
         """
         others = tuple(i for i in range(self.ndim) if i != axis)
         peak = np.zeros(1 if axis is None else self.shape[axis])
-        step = max(1, 4 * _PIECE // max(1, self.size // max(1, len(self.base))))
-        for start in range(0, len(self.base), step):
-            piece = self.base[start : start + step]
+        base, step = self.base, max(1, 4 * _PIECE // max(1, self.size // max(1, len(self))))
+        for start in range(0, len(base), step):
+            piece = base[start : start + step]
             piece = piece.astype(np.float32) if piece.dtype.itemsize < 4 else piece
             found = np.maximum(piece.max(axis=others), -piece.min(axis=others)).astype(np.float64)
             place = slice(start, start + step) if axis == 0 else slice(None)
@@ -118,14 +121,14 @@ class Scaled(np.lib.mixins.NDArrayOperatorsMixin):
             other = inputs[1] if inputs[0] is self else inputs[0]
             if not isinstance(other, Scaled) and _spreads(np.shape(other), self.shape):
                 factor = np.broadcast_to(np.asarray(other, np.float64), self.shape)
-                return Scaled(self.base, (*self.factors, factor))
+                return Scaled(self._source, (*self.factors, factor))
         return getattr(ufunc, method)(*(np.asarray(x) if isinstance(x, Scaled) else x for x in inputs), **options)
 
     def __getitem__(self, key: Any) -> Any:
         return np.asarray(self)[key]
 
     def __len__(self) -> int:
-        return len(self.base)
+        return self.shape[0]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -155,7 +158,7 @@ class Folded(ir.LazyTensor):
             start += len(piece)
         return ir.Tensor(rounded, dtype=self.dtype, name=self.name)
 
-    def tofile(self, file: BinaryIO) -> None:  # type: ignore[override]  # onnx_ir leaves it untyped
+    def tofile(self, file: BinaryIO) -> None:
         """Writes the rounded numbers piece by piece."""
         for piece in self.array.pieces():
             file.write(ir.Tensor(_round(piece, self.dtype), dtype=self.dtype).tobytes())
@@ -185,14 +188,18 @@ def is_mapped(tensor: ir.TensorProtocol | None) -> bool:
 
 
 def head(tensor: ir.TensorProtocol, count: int = 64) -> bytes:
-    """The first elements of a tensor, as bytes, without reading the rest where it is mapped."""
+    """The first elements of a tensor, as bytes, without mapping or computing the rest."""
+    if isinstance(tensor, ir.ExternalTensor):
+        with open(tensor.path, "rb") as file:
+            file.seek(tensor.offset or 0)
+            return file.read(min(count * tensor.dtype.bitwidth // 8, tensor.nbytes))
     if isinstance(tensor, Folded):
         first = next(tensor.array.pieces(), np.empty(0)).ravel()[:count]
         return _round(first, tensor.dtype).tobytes()
     return np.asarray(tensor.numpy().ravel()[:count]).tobytes()
 
 
-def shape_of(given: tuple[Any, ...]) -> Any:
+def _dimensions(given: tuple[Any, ...]) -> Any:
     """The argument of reshape, which may come as one tuple or as several integers."""
     return given[0] if len(given) == 1 else given
 

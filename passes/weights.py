@@ -138,7 +138,7 @@ class Weights:
         if exact is not None:
             return cast(Float64, exact) if isinstance(exact, Scaled) else np.asarray(exact, np.float64)
         if is_mapped(tensor):
-            return cast(Float64, tensor.array if isinstance(tensor, Folded) else Scaled(np.asarray(tensor.numpy())))
+            return cast(Float64, tensor.array if isinstance(tensor, Folded) else Scaled(tensor))
         return np.asarray(tensor.numpy()).astype(np.float64)
 
     def integers(self, value: ir.Value | None) -> list[int] | None:
@@ -213,9 +213,7 @@ class Weights:
         node.replace_input_with(index, self.new(array, dtype, stem, node))
 
 
-def stored(
-    array: Float64, dtype: ir.DataType, name: str | None, doc_string: str | None = None
-) -> ir.TensorProtocol:
+def stored(array: Float64, dtype: ir.DataType, name: str | None, doc_string: str | None = None) -> ir.TensorProtocol:
     """The tensor of an array: rounded now, or whenever it is read where the array is `Scaled`."""
     if isinstance(array, Scaled):
         return Folded(array, dtype, name, doc_string)
