@@ -5,91 +5,30 @@ Only click is imported with this module: what a verb needs is imported when it r
 
 import io
 import sys
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from normfuse import __version__
 from normfuse.errors import NormfuseError
-from normfuse.target import PROVIDERS
+from normfuse.options import (
+    DATA,
+    FREEZE,
+    IGNORE,
+    OPSET,
+    SELECT,
+    SHAPE,
+    TARGET,
+    THREADS,
+    Shapes,
+    complete_rule,
+    read_arrays,
+    read_counts,
+)
 from normfuse.verb import Verb, end, print_json
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from normfuse.passes.rule import Rule
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-def _shapes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Shapes:
-    """Shapes by input name, from `NAME=1x3x48x320`; anything else is a usage error."""
-    shapes = {}
-    for value in values:
-        name, _, dims = value.rpartition("=")
-        sizes = dims.lower().split("x")
-        if not name or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-            raise click.BadParameter(f"{value!r} is not an input's name and shape, such as images=1x3x224x224")
-        shapes[name] = tuple(int(size) for size in sizes)
-    return shapes
-
-
-def _complete_rule(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from normfuse import pipeline
-
-    return [rule.name for rule in pipeline.rules() if rule.name.startswith(incomplete)]
-
-
-def _counts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
-    """Numbers of threads, separated by commas; anything else is a usage error."""
-    parts = [] if value is None else value.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"{value!r} is no number of threads, nor several such as 1,2")
-    return tuple(int(part) for part in parts)
-
-
-def _names(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str]:
-    """Names that are given one by one, or separated by commas."""
-    return [name.strip() for value in values for name in value.split(",")]
-
-
-def _arrays(paths: Iterable[str]) -> "list[dict[str, np.ndarray[Any, Any]]]":
-    """Inputs of a model from .npz files: one array for each input, under the input's name.
-
-    Raises:
-        NormfuseError: a file cannot be read, or is not such a file.
-    """
-    return [_archive(path) for path in paths]
-
-
-def _archive(path: str) -> "dict[str, np.ndarray[Any, Any]]":
-    import zipfile
-
-    import numpy as np
-
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
-    except OSError as error:
-        raise NormfuseError(f"cannot read {path}: {error.strerror or error}") from error
-    except (TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        hint = "write one with numpy.savez(path, **inputs)"
-        raise NormfuseError(f"{path} is no .npz file of the model's inputs; {hint}") from error
-
-
-DATA = click.option(
-    "--data", multiple=True, type=click.Path(), metavar="X.npz", help="Judge on these inputs, too. Repeatable."
-)
-SHAPE = click.option(
-    "--shape",
-    "shapes",
-    multiple=True,
-    callback=_shapes,
-    metavar="NAME=DIMS",
-    help="Shape of an input with dynamic dimensions, such as x=1x3x48x320. Repeatable.",
-)
-THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads the model will run on. [default: all]")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -104,25 +43,11 @@ def main() -> None:
 @main.command(cls=Verb)
 @click.argument("model", type=click.Path())
 @click.option("-o", "--output", type=click.Path(), help="Where to write the optimized model.")
-@click.option("--target", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="Where it will run.")
+@TARGET
 @THREADS
-@click.option("--opset", type=click.IntRange(min=1), metavar="N", help="Raise the model's opset to N first.")
-@click.option(
-    "--select",
-    multiple=True,
-    callback=_names,
-    metavar="RULE",
-    shell_complete=_complete_rule,
-    help="Use only this rule. Repeatable.",
-)
-@click.option(
-    "--ignore",
-    multiple=True,
-    callback=_names,
-    metavar="RULE",
-    shell_complete=_complete_rule,
-    help="Do not use this rule. Repeatable.",
-)
+@OPSET
+@SELECT
+@IGNORE
 @click.option("--tune", is_flag=True, help="Measure the forms of each normalization here, and take the fastest.")
 @click.option(
     "--tune-budget",
@@ -145,11 +70,7 @@ def main() -> None:
 )
 @DATA
 @SHAPE
-@click.option(
-    "--freeze/--no-freeze",
-    default=None,
-    help="Take initializers that are also graph inputs for constants. [default: where all of them are listed]",
-)
+@FREEZE
 @click.option("-v", "--verbose", is_flag=True, help="Name every node that was refused.")
 def optimize(
     model: str,
@@ -183,7 +104,7 @@ def optimize(
 
     if output is not None:
         check_output(output, model)
-    inputs = _arrays(data)
+    inputs = read_arrays(data)
 
     from normfuse import console, pipeline
 
@@ -252,7 +173,7 @@ def _closing_line(written: str | None, passed: bool, dry_run: bool, check: bool,
 
 @main.command(cls=Verb)
 @click.argument("model", type=click.Path())
-@click.option("--target", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="Where it will run.")
+@TARGET
 @THREADS
 @click.option("--profile", is_flag=True, help="Time the nodes in ONNX Runtime: what share is normalization?")
 @click.option(
@@ -282,7 +203,7 @@ def inspect(
 
     if (data or shapes) and not profile:
         raise click.UsageError("--data and --shape are what --profile times with; give that, too")
-    inputs = _arrays(data)
+    inputs = read_arrays(data)
     from normfuse import console, inspection
 
     with console.Progress(f"reading {model}") as progress:
@@ -333,7 +254,7 @@ def verify(
 
     Exits with 1 where CANDIDATE does not compute what REFERENCE computes.
     """
-    inputs = _arrays(data)
+    inputs = read_arrays(data)
     from normfuse import console, verification
 
     with console.Progress("verifying") as progress:
@@ -359,7 +280,7 @@ def verify(
 @click.option(
     "--threads",
     "threads",
-    callback=_counts,
+    callback=read_counts,
     metavar="N[,N...]",
     help="Threads to run on, or several numbers to time in turn. [default: all]",
 )
@@ -391,7 +312,7 @@ def bench(
     In turn, round by round: medians with their confidence intervals, and ratios to the first model. With --tax, also
     the share of the time that goes when normalizations and affine maps are taken out: an upper bound of their cost.
     """
-    inputs = _arrays(data)
+    inputs = read_arrays(data)
     from normfuse import bench as timing
     from normfuse import console
 
@@ -448,7 +369,7 @@ def tune(lists: bool, clear: bool, as_json: bool) -> None:
 
 
 @main.command(cls=Verb)
-@click.argument("rule", required=False, shell_complete=_complete_rule)
+@click.argument("rule", required=False, shell_complete=complete_rule)
 def explain(rule: str | None, as_json: bool) -> None:
     """List the rules, all or those of a stage such as lower, or explain one.
 
