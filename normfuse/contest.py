@@ -4,6 +4,7 @@ Edits are made on clones: more outputs, so that inner values can be seen, and we
 place.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from normfuse.oracle import Oracle, OracleError
 from normfuse.ports import inputs_of
 from normfuse.probes import Inputs, move
 from normfuse.runtime import LEVELS, Level, Session, has_provider, session
+from normfuse.scaled import is_mapped
+from normfuse.streaming import STREAMED, settled, weight_bytes
 
 Array = np.ndarray[Any, Any]
 Values = dict[str, Array]
@@ -62,7 +65,10 @@ class Contest:
         precision: of the dtype that the reference computes in.
         sigmoids: outputs that a Sigmoid makes: the runtime's error there is absolute.
         absolute: these outputs, and what stands before a Sigmoid or Softmax: they see absolute differences only.
-        sessions: by model (0 the reference, 1 the candidate) and optimization level.
+        candidate: the model as it became.
+        streams: whether one session is open at a time, as the models are large.
+        sessions: those that are open, by model (0 the reference, 1 the candidate, 2 the reference with moved weights)
+            and optimization level.
         levels: the optimization levels that are judged.
         notes: what else than the provider runs the models, and why.
     """
@@ -100,9 +106,16 @@ class Contest:
             if (node := _activation(value)) and node.op_type == "Sigmoid"
         }
         self.absolute = self.sigmoids | {hidden.title for hidden in self.hidden if hidden.operator != "Tanh"}
+        self.streams = weight_bytes(reference) + weight_bytes(candidate) > STREAMED
+        if self.streams:
+            candidate = settled(candidate)
+            self.notes.append("both models are large: one session is open at a time")
+        self.candidate = candidate
         self.sessions: dict[tuple[int, Level], Session | Evaluated] = {}
+        self._rehearsed: dict[tuple[int, Level, int], Values | TargetError] = {}
+        self._hands: list[tuple[Inputs, Inputs]] = []
         try:
-            self._load(reference, candidate)
+            self._load()
         except TargetError as error:
             if not self._stands_in:
                 raise
@@ -111,13 +124,68 @@ class Contest:
                 f"not run on {provider.upper()}: ONNX Runtime does not have it here, and its CPU provider cannot run "
                 f"both models; judged by the reference evaluator in the types of the model ({error})"
             ]
-            self._load(reference, candidate)
+            self.sessions.clear()
+            self._load()
 
-    def _load(self, reference: ir.Model, candidate: ir.Model) -> None:
-        for who, (model, title) in enumerate(((reference, "the reference"), (candidate, "the candidate"))):
-            watched = _with_outputs(model, [hidden.names[who] for hidden in self.hidden])
+    def _load(self) -> None:
+        for who in (0, 1):
             for level in self.levels:
-                self.sessions[who, level] = self.open(watched if level == "disabled" else model, level, title)
+                if not self.streams or (who, level) == (0, "disabled"):
+                    self.session(who, level)
+
+    def session(self, who: int, level: Level) -> Session | Evaluated:
+        """The reference (0), the candidate (1) or the reference with moved weights (2), loaded where it is not yet.
+
+        Raises:
+            TargetError: it cannot be loaded.
+        """
+        if (who, level) not in self.sessions:
+            if self.streams:
+                self.sessions.clear()
+            title = ("the reference", "the candidate", "the reference with moved weights")[who]
+            model = self.candidate if who == 1 else self.reference
+            if who == 2:
+                model = _with_moved_weights(model)
+            if level == "disabled":
+                model = _with_outputs(model, [hidden.names[who % 2] for hidden in self.hidden])
+            self.sessions[who, level] = self.open(model, level, title)
+        return self.sessions[who, level]
+
+    def rehearse(self, hands: Sequence[tuple[Inputs, Inputs]], seconds: float, *, shaken: bool = False) -> int:
+        """Where one model is open at a time, runs all of them now, each on everything; `run` finds the results.
+
+        Args:
+            hands: inputs, each with the same moved by one unit in the last place.
+            seconds: what that may take; the first inputs are run in any case.
+            shaken: whether the reference with moved weights runs, too.
+
+        Returns:
+            on how many of the inputs they ran.
+
+        Raises:
+            TargetError: a model cannot be loaded.
+        """
+        if not self.streams:
+            return len(hands)
+        self._rehearsed.clear()
+        self._hands = list(hands)  # results are found by identity, so the inputs must live
+        turns = (
+            [(0, level) for level in self.levels] + [(2, LEVELS[0])] * shaken + [(1, level) for level in self.levels]
+        )
+        for who, level in turns:
+            self.session(who, level)
+            for number, (inputs, moved) in enumerate(self._hands):
+                start = time.perf_counter()
+                for one in (inputs, moved) if (who, level) == (0, "disabled") else (inputs,):
+                    try:
+                        self._rehearsed[who, level, id(one)] = self.run(who, level, one)
+                    except TargetError as error:
+                        self._rehearsed[who, level, id(one)] = error
+                if number == 0 and (who, level) == (0, "disabled"):
+                    each = (time.perf_counter() - start) * (len(turns) + 1) / 2
+                    del self._hands[max(1, int(seconds / each)) :]
+        self.sessions.clear()
+        return len(self._hands)
 
     def open(self, model: ir.Model, level: Level, name: str) -> Session | Evaluated:
         """Loads a model where both models run.
@@ -138,31 +206,36 @@ class Contest:
             return loaded
 
     def run(self, who: int, level: Level, inputs: Inputs) -> Values:
-        """Runs the reference (0) or the candidate (1); what is hidden stands under its title."""
-        values = self.sessions[who, level].run(inputs)
-        return self.titled(values, who)
+        """What a model gives on some inputs; what is hidden stands under its title.
+
+        Args:
+            who: 0 the reference, 1 the candidate, 2 the reference with moved weights.
+            level: the optimization level.
+            inputs: arrays by input name.
+
+        Raises:
+            TargetError: it does not run on them.
+        """
+        known = self._rehearsed.get((who, level, id(inputs)))
+        if isinstance(known, TargetError):
+            raise known
+        return self.titled(self.session(who, level).run(inputs), who) if known is None else known
 
     def titled(self, values: Mapping[str, Array], who: int) -> Values:
         """The judged values by title."""
         seen = {name: np.asarray(values[name]) for name in self.outputs if name in values}
         for hidden in self.hidden:
-            if hidden.names[who] in values:
-                seen[hidden.title] = np.asarray(values[hidden.names[who]])
+            if hidden.names[who % 2] in values:
+                seen[hidden.title] = np.asarray(values[hidden.names[who % 2]])
         return seen
 
     def accepts(self, inputs: Inputs) -> bool:
         """Whether the reference runs on these inputs, and leaves no output empty."""
         try:
-            values = self.sessions[0, "disabled"].run(inputs)
+            values = self.session(0, "disabled").run(inputs)
         except TargetError:
             return False
         return all(np.size(value) for value in values.values())
-
-
-def shaken_session(contest: Contest) -> Session | Evaluated:
-    """The reference with the weights of its linear operators moved by one unit in the last place."""
-    watched = _with_outputs(_with_moved_weights(contest.reference), [hidden.names[0] for hidden in contest.hidden])
-    return contest.open(watched, "disabled", "the reference with moved weights")
 
 
 def first_divergence(contest: Contest, oracle: Oracle, inputs: Inputs) -> str:
@@ -269,8 +342,20 @@ def _with_moved_weights(model: ir.Model) -> ir.Model:
     for graph in copy.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None and any(node.op_type in _LINEAR for node, _ in value.uses()):
-                value.const_value = ir.tensor(move(value.const_value.numpy(), rng), name=value.name)
+                value.const_value = _moved_tensor(value.const_value, rng)
     return copy
+
+
+def _moved_tensor(tensor: ir.TensorProtocol, rng: np.random.Generator) -> ir.TensorProtocol:
+    """A tensor that is moved now, or, where it is mapped, whenever it is read: then each time in the same way."""
+    if not is_mapped(tensor):
+        return ir.tensor(move(tensor.numpy(), rng), name=tensor.name)
+    seed = int(rng.integers(2**32))
+
+    def moved() -> ir.TensorProtocol:
+        return ir.tensor(move(tensor.numpy(), np.random.default_rng(seed)), name=tensor.name)
+
+    return ir.LazyTensor(moved, tensor.dtype, tensor.shape, cache=False, name=tensor.name)
 
 
 def _precision(model: ir.Model) -> Precision:

@@ -8,12 +8,13 @@ from typing import Literal
 
 import numpy as np
 
-from normfuse.contest import Array, Contest, Values, first_divergence, shaken_session
+from normfuse.contest import Array, Contest, Values, first_divergence
 from normfuse.errors import TargetError
 from normfuse.metric import CHANNEL_RATIO, RATIO, OutputParity, Tally
 from normfuse.oracle import Oracle, OracleError
-from normfuse.probes import SANE, Plan, Probe, moved
+from normfuse.probes import SANE, Inputs, Plan, Probe, moved
 from normfuse.runtime import LEVELS, Level
+from normfuse.streaming import ORACLE, oracle_bytes
 
 MARGIN = 4.0
 """A ratio above its limit but below this multiple of it is drawn again with more seeds: it may be chance."""
@@ -139,6 +140,13 @@ def judge_by_oracle(contest: Contest, deck: Deck, seeds: int, budget: float, say
             f"judged by its own noise: the model quantises its activations ({', '.join(sorted(quantised))})"
         )
         return judgement
+    held = oracle_bytes(contest.reference)
+    if held > ORACLE:
+        judgement.refused = (
+            f"judged by its own noise: the float64 oracle would hold {held / 1e9:.1f} GB of weights, more than "
+            f"{ORACLE / 1e9:.1f} GB"
+        )
+        return judgement
     start = time.perf_counter()
     try:
         truths = _Truths(contest, start + budget)
@@ -149,10 +157,14 @@ def judge_by_oracle(contest: Contest, deck: Deck, seeds: int, budget: float, say
             if seed and time.perf_counter() - start > budget / share:
                 judgement.notes.append(f"the budget of {budget:g} s allowed {seed} of {seeds} seeds")
                 break
-            for probe in deck.draw(seed):
+            hands = _hands(deck, seed)
+            ran = contest.rehearse([inputs for _, inputs in hands], (budget - (time.perf_counter() - start)) / 2)
+            for probe, (_, shifted) in hands[:ran]:
                 say(f"judging probes {probe.family!r}, seed {seed + 1}")
-                if not _judge_probe(judgement, truths, probe, seed):
+                if not _judge_probe(judgement, truths, probe, shifted):
                     return judgement
+            if ran < len(hands):
+                raise OracleError("the other probes would exceed the budget")
             judgement.complete = True
             judgement.refused = _doubt(contest, judgement, truths.oracle, deck)
             if judgement.refused:
@@ -197,7 +209,12 @@ class _Truths:
         return self._contest.titled(values, 0)
 
 
-def _judge_probe(judgement: Judgement, truths: _Truths, probe: Probe, seed: int) -> bool:
+def _hands(deck: Deck, seed: int) -> list[tuple[Probe, tuple[Inputs, Inputs]]]:
+    """The probes of a seed, each with its inputs, and with these moved by one unit in the last place."""
+    return [(probe, (probe.inputs, moved(probe.inputs, seed))) for probe in deck.draw(seed)]
+
+
+def _judge_probe(judgement: Judgement, truths: _Truths, probe: Probe, shifted: Inputs) -> bool:
     """Adds one probe; False where the candidate does not run on it."""
     contest = judgement.contest
     start = time.perf_counter()
@@ -207,7 +224,7 @@ def _judge_probe(judgement: Judgement, truths: _Truths, probe: Probe, seed: int)
         judgement.notes.append(f"the reference does not run on probes {probe.family!r}: {error}")
         return True
     truth = truths.of(probe, time.perf_counter() - start)
-    noise = [contest.run(0, "disabled", moved(probe.inputs, seed))]
+    noise = [contest.run(0, "disabled", shifted)]
     for level in contest.levels:
         candidate = judgement.candidate(probe, level)
         if candidate is None:
@@ -225,12 +242,13 @@ def judge_by_noise(contest: Contest, deck: Deck, seeds: int, budget: float, say:
     """Holds the candidate's distance from the original against the original's own noise."""
     judgement = Judgement(contest, "noise")
     deadline = time.perf_counter() + budget
-    shaken = shaken_session(contest)
     for seed in range(ROUNDS * seeds):
         if seed >= seeds and not judgement.marginal():
             break
-        for probe in deck.draw(seed):
-            if judgement.probes and time.perf_counter() > deadline:
+        hands = _hands(deck, seed)
+        ran = contest.rehearse([inputs for _, inputs in hands], deadline - time.perf_counter(), shaken=True)
+        for number, (probe, (_, shifted)) in enumerate(hands):
+            if number == ran or (judgement.probes and not contest.streams and time.perf_counter() > deadline):
                 judgement.notes.append(f"the budget of {budget:g} s allowed {judgement.probes} probes")
                 return judgement
             say(f"measuring the noise of probes {probe.family!r}, seed {seed + 1}")
@@ -241,8 +259,8 @@ def judge_by_noise(contest: Contest, deck: Deck, seeds: int, budget: float, say:
                 judgement.notes.append(f"the reference does not run on probes {probe.family!r}: {error}")
                 continue
             noise = [
-                contest.run(0, "disabled", moved(probe.inputs, seed)),
-                contest.titled(shaken.run(probe.inputs), 0),
+                contest.run(0, "disabled", shifted),
+                contest.run(2, "disabled", probe.inputs),
             ]
             for level in contest.levels:
                 candidate = judgement.candidate(probe, level)

@@ -46,9 +46,11 @@ class Session:
         outputs: names of the outputs, in order.
     """
 
-    def __init__(self, name: str, native: Any) -> None:
+    def __init__(self, name: str, native: Any, model: ir.Model | None = None) -> None:
+        """Takes a session of the runtime, and the model whose files it has mapped."""
         self.name = name
         self._native = native
+        self._model = model
         self.inputs = [value.name for value in native.get_inputs()]
         self.outputs = [value.name for value in native.get_outputs()]
 
@@ -157,15 +159,16 @@ def session(
         data = f"{Path(written).name}.data"
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
         settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    payload, kept = _payload(model, settings)
+    if kept is not None and proves and level == "disabled":
+        settings.add_session_config_entry("session.disable_prepacking", "1")  # a copy of every weight
     try:
-        loaded = runtime.InferenceSession(
-            _payload(model), settings, providers=[(native, options)], enable_fallback=False
-        )
+        loaded = runtime.InferenceSession(payload, settings, providers=[(native, options)], enable_fallback=False)
     except Exception as error:
         raise TargetError(f"{name}: ONNX Runtime cannot load it: {_one_line(error)}") from error
     if loaded.get_providers()[0] != native:
         raise TargetError(f"{name}: ONNX Runtime did not start {native}, only {', '.join(loaded.get_providers())}")
-    return Session(name, loaded)
+    return Session(name, loaded, kept)
 
 
 def require(provider: str) -> str:
@@ -200,12 +203,19 @@ def _import() -> Any:
     return onnxruntime
 
 
-def _payload(model: ir.Model | bytes | str | Path) -> bytes | str:
-    if isinstance(model, ir.Model):
-        from normfuse.model import serialize
+def _payload(model: ir.Model | bytes | str | Path, settings: Any) -> tuple[bytes | str, ir.Model | None]:
+    """What the runtime is given, and a model whose files must stay while it is loaded: those of a large one."""
+    if not isinstance(model, ir.Model):
+        return model if isinstance(model, bytes) else os.fspath(model), None
+    from normfuse import streaming
+    from normfuse.model import serialize
 
-        return serialize(model)
-    return model if isinstance(model, bytes) else os.fspath(model)
+    if streaming.weight_bytes(model) < streaming.MAPPED:
+        return serialize(model), None
+    model = streaming.settled(model)
+    data, folder = streaming.mapped_payload(model)
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    return data, model
 
 
 def _file_name(model: bytes | str | Path) -> str:

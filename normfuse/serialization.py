@@ -88,8 +88,12 @@ def _drop_redundant(graph: onnx.GraphProto) -> None:
         graph.value_info.extend(copies.value_info)
 
 
-def write_external(model: ir.Model, path: str) -> None:
-    """Writes a model to `path` and its large tensors to a data file beside it, under a name that is free."""
+def write_external(model: ir.Model, path: str) -> dict[ir.Value, ir.TensorProtocol]:
+    """Writes a model to `path` and its large tensors to a data file beside it, under a name that is free.
+
+    Returns:
+        what was written in place of tensors: by value, where in the data file it lies.
+    """
     name = f"{os.path.basename(path)}.data"
     while os.path.lexists(os.path.join(os.path.dirname(path), name)):
         name = f"{os.path.basename(path)}.{secrets.token_hex(4)}.data"
@@ -109,6 +113,7 @@ def write_external(model: ir.Model, path: str) -> None:
         raise ModelError("the model is larger than 2 GiB without its weights, more than protobuf can hold; split it")
     folder = os.path.dirname(path)
     write([(os.path.join(folder, name), lambda file: _fill(file, places)), (path, lambda file: file.write(data))])
+    return stand_ins
 
 
 def _fill(file: BinaryIO, places: Sequence[tuple[ir.TensorProtocol, ir.ExternalTensor]]) -> None:
