@@ -355,7 +355,7 @@ def _moved_tensor(tensor: ir.TensorProtocol, rng: np.random.Generator) -> ir.Ten
     def moved() -> ir.TensorProtocol:
         return ir.tensor(move(tensor.numpy(), np.random.default_rng(seed)), name=tensor.name)
 
-    return ir.LazyTensor(moved, tensor.dtype, tensor.shape, cache=False, name=tensor.name)
+    return ir.LazyTensor(moved, tensor.dtype, ir.Shape(list(tensor.shape.numpy())), cache=False, name=tensor.name)
 
 
 def _precision(model: ir.Model) -> Precision:
