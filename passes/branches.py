@@ -1,14 +1,16 @@
 """An If whose condition is constant is one of its branches: `known_branches`."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
 import onnx_ir as ir
 
 from normfuse.passes.access import operator
 from normfuse.passes.weights import Weights, constant_tensor, is_function_body
 
 
-def known_branches(model: ir.Model) -> list[str]:
-    """Puts the nodes of the branch that is always taken in the place of each such If; returns the names of these."""
-    names: list[str] = []
+def known_branches(model: ir.Model) -> Iterator[tuple[ir.Node, Callable[[], None]]]:
+    """Each If that always takes the same branch, and what puts the nodes of that branch in its place."""
     weights: Weights | None = None
     pending = [model.graph, *model.graph.subgraphs()]
     while pending:
@@ -18,10 +20,10 @@ def known_branches(model: ir.Model) -> list[str]:
             if branch is None or is_function_body(graph):
                 continue
             weights = weights or Weights(model)
-            _put_in_place(node, branch, graph, weights)
-            names.append(node.name or node.op_type)
-            pending.append(graph)
-    return names
+            yield node, partial(_put_in_place, node, branch, graph, weights)
+            if node.graph is None:
+                pending.append(graph)  # what stood in the branch may be such an If
+                break
 
 
 def _taken(node: ir.Node) -> ir.Graph | None:

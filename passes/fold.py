@@ -24,6 +24,7 @@ from normfuse.passes.absorb_affine import is_writable, write
 from normfuse.passes.access import RefusedError, dims, operator, title
 from normfuse.passes.deal import Need
 from normfuse.passes.fold_rules import ABSORB, BIAS, CARRY, SOURCES
+from normfuse.passes.journal import Journal
 from normfuse.passes.lifted import DOMAIN
 from normfuse.passes.plan import Plan
 from normfuse.passes.rule import Rule, by_operator
@@ -79,9 +80,12 @@ class FoldPass(ir.passes.InPlacePass):
         refusals: what was not done, with the reasons.
     """
 
-    def __init__(self, select: Collection[str] = (), ignore: Collection[str] = ()) -> None:
+    def __init__(
+        self, select: Collection[str] = (), ignore: Collection[str] = (), journal: Journal | None = None
+    ) -> None:
         """Uses the rules that `select` names (all where it is empty) except those that `ignore` names."""
         super().__init__()
+        self._journal = journal or Journal()
 
         def chosen(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
             return tuple(rule for rule in rules if rule.name not in ignore and (not select or rule.name in select))
@@ -152,10 +156,15 @@ class FoldPass(ir.passes.InPlacePass):
                     continue
                 if plan.takers and not (plan.changes or plan.rewrites or plan.added):
                     names = tuple(taker.name or taker.op_type for _, taker in plan.takers)
-                    self.changes.append(
-                        Change(rule.name, (node.name or node.op_type,), names, "its bias changes nothing")
-                    )
+                    change = Change(rule.name, (node.name or node.op_type,), names, "its bias changes nothing")
+                    forbidden = self._journal.forbids(change.rule, change.nodes)
+                    if forbidden:
+                        self.refusals.append(Refusal(rule.name, change.nodes[0], forbidden))
+                        continue
+                    seen = self._journal.before(plan.touched)
                     node.resize_inputs(2)
+                    self._journal.after(seen, change)
+                    self.changes.append(change)
 
     def _rule_of(self, node: ir.Node) -> str:
         return next(rule.name for rule in self._sources if node.op_type in rule.operators)
@@ -183,10 +192,10 @@ class FoldPass(ir.passes.InPlacePass):
         affine, count = site.affine, len(site.sources)
         reasons: list[str] = []
         if affine.is_identity:
-            if _is_replaceable(site):
-                self._commit(site, Plan(self._rows, weights), None)
-                return None
-            return ""
+            if not _is_replaceable(site):
+                return ""
+            obstacle = self._commit(site, Plan(self._rows, weights), None)
+            return obstacle or None
         halves = not affine.keeps_scale and not affine.keeps_origin
         for needs, rest in _strategies(site):
             plan = Plan(self._rows, weights, touched=list(site.nodes))
@@ -206,44 +215,63 @@ class FoldPass(ir.passes.InPlacePass):
                     if not is_writable(site.first, rest, weights):
                         continue
                     plan.rewrites.append(partial(write, site.first, rest, weights))
-                self._commit(site, plan, rest)
-                return None
+                obstacle = self._commit(site, plan, rest)
+                if not obstacle:
+                    return None
+                reasons.append(obstacle)
+                continue
             reasons.append("it would take as many nodes as it removes")
-        if self._merge(site, weights):
+        obstacle = self._merge(site, weights)
+        if obstacle is None:
             return None
+        reasons.extend([obstacle] if obstacle else [])
         if count == 1 and _is_bias_of_product(site):
             return ""
         return "; ".join(dict.fromkeys(reasons))
 
-    def _merge(self, site: Site, weights: Weights) -> bool:
-        """Writes a chain as one node where one can hold it."""
+    def _merge(self, site: Site, weights: Weights) -> str | None:
+        """Writes a chain as one node where one can hold it; returns None when it did, else what forbids it."""
         if len(site.sources) < 2:
-            return False
+            return ""
         for holder in site.sources:
             if _knows_layout(site, holder) and is_writable(holder, site.affine, weights):
                 plan = Plan(self._rows, weights)
                 plan.rewrites.append(partial(_write_chain, site, holder, weights))
-                self._record(site, plan, f"{len(site.sources)} nodes became one", (holder.node,))
+                change = self._change(site, plan, f"{len(site.sources)} nodes became one", (holder.node,))
+                forbidden = self._journal.forbids(change.rule, change.nodes)
+                if forbidden:
+                    return forbidden
+                seen = self._journal.before(site.nodes)
                 plan.commit()
-                return True
-        return False
+                self._journal.after(seen, change)
+                self.changes.append(change)
+                return None
+        return ""
 
-    def _commit(self, site: Site, plan: Plan, rest: Affine | None) -> None:
+    def _commit(self, site: Site, plan: Plan, rest: Affine | None) -> str:
+        """Carries a plan out; returns what forbids it, or nothing when it did."""
         takers = tuple(dict.fromkeys(node for _, node in plan.takers))
         detail = "changes nothing" if not plan.touched else "folded into " + ", ".join(map(title, takers))
         if rest is not None:
             detail = f"{'scale' if rest.keeps_scale else 'shift'} {detail}"
-        self._record(site, plan, detail, takers)
+        change = self._change(site, plan, detail, takers)
+        forbidden = self._journal.forbids(change.rule, change.nodes)
+        if forbidden:
+            return forbidden
+        seen = self._journal.before(list(dict.fromkeys([*site.nodes, *plan.touched])))
         plan.commit()
         kept = () if rest is None else (site.first.node,)
         source = site.first.data if rest is None else site.first.node.outputs[0]
         _bypass(site, source, kept)
+        self._journal.after(seen, change)
+        self.changes.append(change)
+        return ""
 
-    def _record(self, site: Site, plan: Plan, detail: str, into: tuple[ir.Node, ...]) -> None:
+    def _change(self, site: Site, plan: Plan, detail: str, into: tuple[ir.Node, ...]) -> Change:
         rule = plan.takers[0][0].name if plan.takers else site.first.rule
         names = tuple(node.name or node.op_type for node in site.nodes)
         text = "; ".join((detail, *plan.notes))
-        self.changes.append(Change(rule, names, tuple(node.name or node.op_type for node in into), text))
+        return Change(rule, names, tuple(node.name or node.op_type for node in into), text)
 
 
 def _strategies(site: Site) -> Iterator[tuple[tuple[Need, ...], Affine | None]]:

@@ -1,10 +1,11 @@
 """Chains of Reshape and of Transpose, which a map that was folded away leaves behind, become one node or none."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import onnx_ir as ir
 
 from normfuse.passes.access import Dim, RefusedError, attribute, dims, only_reader, operator
+from normfuse.passes.journal import Journal
 from normfuse.passes.shapes import copied, left_over
 from normfuse.passes.weights import Weights, is_function_body
 from normfuse.report import Change
@@ -19,9 +20,10 @@ class LayoutPass(ir.passes.InPlacePass):
         changes: what was done.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal | None = None) -> None:
         """Joins nothing yet."""
         super().__init__()
+        self._journal = journal or Journal()
         self.changes: list[Change] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -50,14 +52,17 @@ class LayoutPass(ir.passes.InPlacePass):
         shape = _shape_of(old, new)
         if len(chain) == 1 or shape is None or is_function_body(node.graph):
             return
-        self._record(chain)
-        for name in tuple(node.attributes):
-            node.attributes.pop(name)
-        node.op_type = "Reshape"
-        node.resize_inputs(2)
-        node.replace_input_with(0, data)
-        node.replace_input_with(1, weights.new_shape(shape, node))
-        _remove(chain[1:])
+
+        def reshape() -> None:
+            for name in tuple(node.attributes):
+                node.attributes.pop(name)
+            node.op_type = "Reshape"
+            node.resize_inputs(2)
+            node.replace_input_with(0, data)
+            node.replace_input_with(1, weights.new_shape(shape, node))
+            _remove(chain[1:])
+
+        self._make(chain, reshape)
 
     def join_transposes(self, node: ir.Node) -> None:
         """A Transpose of a Transpose is one Transpose; where they undo each other, it is none."""
@@ -78,24 +83,37 @@ class LayoutPass(ir.passes.InPlacePass):
             return
         if len(chain) == 1:
             return
-        self._record(chain)
-        node.attributes["perm"] = ir.AttrInt64s("perm", order)
-        node.replace_input_with(0, data)
-        _remove(chain[1:])
+
+        def transpose() -> None:
+            node.attributes["perm"] = ir.AttrInt64s("perm", order)
+            node.replace_input_with(0, data)
+            _remove(chain[1:])
+
+        self._make(chain, transpose)
 
     def _bypass(self, chain: list[ir.Node], data: ir.Value) -> bool:
         """Lets the readers of a chain read its data; an output of the graph keeps the node that names it."""
         output = chain[0].outputs[0]
         if output.is_graph_output():
             return False
-        self._record(chain)
-        output.replace_all_uses_with(data)
-        _remove(chain)
+
+        def remove() -> None:
+            output.replace_all_uses_with(data)
+            _remove(chain)
+
+        self._make(chain, remove)
         return True
 
-    def _record(self, chain: list[ir.Node]) -> None:
+    def _make(self, chain: list[ir.Node], rewrite: Callable[[], None]) -> None:
+        """Makes a change of a chain unless it is forbidden."""
         names = tuple(node.name or node.op_type for node in reversed(chain))
-        self.changes.append(Change("layout", names, (), "lays its elements out as they were, or twice in a row"))
+        if self._journal.forbids("layout", names):
+            return
+        change = Change("layout", names, (), "lays its elements out as they were, or twice in a row")
+        seen = self._journal.before(chain)
+        rewrite()
+        self._journal.after(seen, change)
+        self.changes.append(change)
 
 
 def _reads(node: ir.Node, operators: Collection[str]) -> bool:

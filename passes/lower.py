@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from normfuse.passes.access import RefusedError, title
 from normfuse.passes.emitter import Emitter
+from normfuse.passes.journal import Journal
 from normfuse.passes.lifted import DOMAIN, inline, lifted, remove_unread, take_over, tidy
 from normfuse.passes.likeness import Likeness
 from normfuse.passes.lowering import Chooser, Lowering, NormSite, OtherFormError, by_table, grows, site_of
@@ -27,9 +28,16 @@ class LowerPass(ir.passes.InPlacePass):
         refusals: what was not, with the reasons.
     """
 
-    def __init__(self, target: Target, ignore: Collection[str] = (), choose: Chooser = by_table) -> None:
+    def __init__(
+        self,
+        target: Target,
+        ignore: Collection[str] = (),
+        choose: Chooser = by_table,
+        journal: Journal | None = None,
+    ) -> None:
         """Uses the rows for a target, except those that `ignore` names; `choose` says which of them for each site."""
         super().__init__()
+        self._journal = journal or Journal()
         self._target = target
         self._choose = choose
         self._rows = tuple(row for row in LOWERINGS if target.provider in row.targets and row.name not in ignore)
@@ -80,6 +88,12 @@ class LowerPass(ir.passes.InPlacePass):
                 reasons[f"it would take {len(emitter.nodes)} nodes, not {len(site.names)}"] = row.name
                 emitter.discard()
                 continue
+            names = (*site.names, *(node.name or node.op_type for node in emitter.consumed))
+            forbidden = self._journal.forbids(row.name, names)
+            if forbidden:
+                reasons[forbidden] = row.name
+                emitter.discard()
+                continue
             self._commit(model, row, site, emitter, result, choice.remark)
             return
         if lifted(node) is not None and any(lifted(inner) or read_op(inner, weights) for inner in _body(model, node)):
@@ -97,13 +111,17 @@ class LowerPass(ir.passes.InPlacePass):
     ) -> None:
         detail = f"{site.norm.name(site.standardize)} as {', '.join(node.op_type for node in emitter.nodes)}"
         names = (*site.names, *(node.name or node.op_type for node in emitter.consumed))
+        taken = [node for value in emitter.takes if (node := value.producer()) is not None]
+        seen = self._journal.before(list(dict.fromkeys([*site.nodes, *emitter.consumed, *taken])))
         replace(model, site, emitter, result)
         into = tuple(str(node.name) for node in emitter.nodes)
         if site.standardize.cancels and not CANCELLING & {node.op_type for node in emitter.nodes}:
             detail += "; more accurate: its variance was E[x²] − E[x]², which is wrong at large means"
         if remark:
             detail += f"; {remark}"
-        self.changes.append(Change(row.name, names, into, detail))
+        change = Change(row.name, names, into, detail)
+        self._journal.after(seen, change)
+        self.changes.append(change)
 
 
 class RestorePass(ir.passes.InPlacePass):

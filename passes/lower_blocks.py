@@ -16,6 +16,7 @@ from normfuse.affine import Affine
 from normfuse.passes.access import RefusedError, attribute, dims, only_reader, operator
 from normfuse.passes.activation_forms import forms, is_written, write
 from normfuse.passes.emitter import Emitter
+from normfuse.passes.journal import Journal
 from normfuse.passes.lifted import inline, lifted, remove_unread, take_over
 from normfuse.passes.residuals import residual
 from normfuse.passes.rule import Rule
@@ -233,9 +234,10 @@ class BlockPass(ir.passes.InPlacePass):
         refusals: what was not, with the reasons.
     """
 
-    def __init__(self, target: Target, ignore: Collection[str] = ()) -> None:
+    def __init__(self, target: Target, ignore: Collection[str] = (), journal: Journal | None = None) -> None:
         """Uses all rows of `BLOCKS` but those that `ignore` names."""
         super().__init__()
+        self._journal = journal or Journal()
         self._target = target
         self._rows = tuple(row for row in BLOCKS if row.name not in ignore)
         self.changes: list[Change] = []
@@ -265,6 +267,11 @@ class BlockPass(ir.passes.InPlacePass):
                 emitter.discard()
                 continue
             nodes, result = written
+            forbidden = self._journal.forbids(row.name, _names(nodes))
+            if forbidden:
+                emitter.discard()
+                self.refusals.append(Refusal(row.name, _title(node), forbidden))
+                continue
             self._replace(model, row, nodes, emitter, result)
             return
         record = lifted(node)
@@ -272,15 +279,22 @@ class BlockPass(ir.passes.InPlacePass):
             inline(model, node)  # LOWER looks for the activation behind a normalization as it was written
 
     def _replace(self, model: ir.Model, row: Rule, nodes: list[ir.Node], emitter: Emitter, result: ir.Value) -> None:
-        record = lifted(nodes[0])
-        names = tuple(one.name or one.op_type for one in nodes) if record is None else record.names
+        names, seen = _names(nodes), self._journal.before(nodes)
         output = nodes[-1].outputs[0]
         emitter.commit(nodes[-1])
         result.type, result.shape = output.type, output.shape
         take_over(output, result)
         assert not remove_unread(model, nodes), "a node that was replaced is still read"
         into = tuple(str(node.name) for node in emitter.nodes)
-        self.changes.append(Change(row.name, names, into, f"as {', '.join(node.op_type for node in emitter.nodes)}"))
+        change = Change(row.name, names, into, f"as {', '.join(node.op_type for node in emitter.nodes)}")
+        self._journal.after(seen, change)
+        self.changes.append(change)
+
+
+def _names(nodes: list[ir.Node]) -> tuple[str, ...]:
+    """The names of nodes that are replaced, those in the body of a lifted call instead of its own."""
+    record = lifted(nodes[0])
+    return tuple(one.name or one.op_type for one in nodes) if record is None else record.names
 
 
 def _title(node: ir.Node) -> str:

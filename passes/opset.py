@@ -15,6 +15,7 @@ from onnx import version_converter
 from normfuse.errors import ModelError, NormfuseError
 from normfuse.passes.access import operator, title
 from normfuse.passes.inference import infer_shapes
+from normfuse.passes.journal import Journal
 from normfuse.passes.opset_mendings import MENDINGS, Places
 from normfuse.passes.rule import Rule
 from normfuse.passes.weights import Weights, constant_tensor, is_function_body, mark_functions
@@ -35,9 +36,10 @@ class OpsetPass(ir.passes.InPlacePass):
         changes: what was done.
     """
 
-    def __init__(self, opset: int) -> None:
+    def __init__(self, opset: int, journal: Journal | None = None) -> None:
         """Raises models to an opset of the default domain."""
         super().__init__()
+        self._journal = journal or Journal()
         self._opset = opset
         self.changes: list[Change] = []
 
@@ -65,7 +67,16 @@ class OpsetPass(ir.passes.InPlacePass):
             for node in tuple(graph):
                 if self._is_changed(node, opset):
                     changed.append(node)
-                    written += self._convert(node, opset, weights)
+                    name = node.name or node.op_type
+                    forbidden = self._journal.forbids("opset", (name,))
+                    if forbidden:
+                        problem = f"{title(node)} cannot be raised from opset {opset} to {self._opset}"
+                        raise ModelError(f"{problem}: {forbidden}; keep the model's opset")
+                    seen = self._journal.before([node])
+                    new = self._convert(node, opset, weights)
+                    into = tuple(one.name or one.op_type for one in new)
+                    self._journal.after(seen, Change("opset", (name,), into), self._opset)
+                    written += new
         model.opset_imports[""] = self._opset
         model.ir_version = max(model.ir_version, _least_ir_version(self._opset))
         names, into = (tuple(node.name or node.op_type for node in nodes) for nodes in (changed, written))

@@ -14,6 +14,8 @@ from onnx_ir.passes import common
 from normfuse.passes.access import RefusedError, operator
 from normfuse.passes.branches import known_branches
 from normfuse.passes.inference import infer_shapes
+from normfuse.passes.journal import Journal
+from normfuse.passes.lifted import remove_unread
 from normfuse.passes.moves import MOVES
 from normfuse.passes.rule import Rule
 from normfuse.passes.shapes import reshape_constants, shape_constants
@@ -94,15 +96,19 @@ class PreparePass(ir.passes.InPlacePass):
         refusals: what was not done, with the reasons.
     """
 
-    def __init__(self, freeze: bool | None = None, ignore: Collection[str] = ()) -> None:
+    def __init__(
+        self, freeze: bool | None = None, ignore: Collection[str] = (), journal: Journal | None = None
+    ) -> None:
         """Prepares models.
 
         Args:
             freeze: whether initializers that are listed as inputs become constants; None decides as
                 `freezes_by_itself` does.
             ignore: names of rules not to use.
+            journal: sees each change.
         """
         super().__init__()
+        self._journal = journal or Journal()
         self._freeze = False if "freeze" in ignore else freeze
         self._constants, self._shapes = "constant" not in ignore, "known-shape" not in ignore
         self._branches = "known-branch" not in ignore
@@ -149,9 +155,10 @@ class PreparePass(ir.passes.InPlacePass):
         """Evaluates the nodes that depend on constants alone."""
         changed = False
         for graph in (model.graph, *model.graph.subgraphs()):
-            nodes = list(_evaluable(graph))
-            if nodes:
+            for nodes in _connected(list(_evaluable(graph))):
                 changed |= self._evaluate(model, graph, nodes)
+        if changed:
+            common.RemoveUnusedNodesPass()(model)
         return changed
 
     def fold_shapes(self, model: ir.Model) -> bool:
@@ -160,40 +167,72 @@ class PreparePass(ir.passes.InPlacePass):
         for value, integers in shape_constants(model.graph):
             node = value.producer()
             assert node is not None
+            change = Change("known-shape", (node.name or node.op_type,), (), "its dimensions are known")
+            if self._is_forbidden(change):
+                continue
+            seen = self._journal.before([node])
             array = np.asarray(integers, value.dtype.numpy() if value.dtype is not None else np.int64)
             _replace(model.graph, value, array, ir.DataType.from_numpy(array.dtype), None)
-            self.changes.append(Change("known-shape", (node.name or node.op_type,), (), "its dimensions are known"))
+            self._journal.after(seen, change)
+            self.changes.append(change)
             changed = True
         weights: Weights | None = None
         for node, shape in reshape_constants(model.graph):
             stated = node.inputs[1]
+            change = Change("known-shape", (node.name or node.op_type,), (), f"reshapes to {shape}")
+            if self._is_forbidden(change):
+                continue
             weights = weights or Weights(model)
+            seen = self._journal.before([node])
             node.replace_input_with(1, weights.new_shape(shape, node))
+            self._journal.after(seen, change)
             if constant_tensor(stated) is None:  # 0 for −1 says the same in words that inference understands
-                self.changes.append(Change("known-shape", (node.name or node.op_type,), (), f"reshapes to {shape}"))
+                self.changes.append(change)
             changed = True
         return changed
 
     def take_branches(self, model: ir.Model) -> bool:
         """If(true, A, B) = A: branches that are always taken take the place of their If."""
-        names = known_branches(model)
-        for name in names:
-            self.changes.append(Change("known-branch", (name,), (), "its condition is always the same"))
-        return bool(names)
+        changed = False
+        for node, take in known_branches(model):
+            change = Change("known-branch", (node.name or node.op_type,), (), "its condition is always the same")
+            if self._is_forbidden(change):
+                continue
+            seen = self._journal.before([node])
+            take()
+            self._journal.after(seen, change)
+            self.changes.append(change)
+            changed = True
+        return changed
+
+    def _is_forbidden(self, change: Change) -> bool:
+        """Whether a change must not be made; the reason becomes a refusal."""
+        reason = self._journal.forbids(change.rule, change.nodes)
+        if reason:
+            refusal = Refusal(change.rule, change.nodes[0], reason)
+            self.refusals.extend([refusal] if refusal not in self.refusals else [])
+        return bool(reason)
 
     def _evaluate(self, model: ir.Model, graph: ir.Graph, nodes: list[ir.Node]) -> bool:
         """Replaces nodes by the constants that they compute; those that only move elements need no evaluator."""
-        names = {node: node.name or node.op_type for node in nodes}
-        stored = _stored(model)
+        names = tuple(node.name or node.op_type for node in nodes)
+        if self._is_forbidden(Change("constant", names)):
+            return False
+        seen = self._journal.before(nodes)
+        names_made = [str(value.name) for node in nodes for value in node.outputs if value.name]
+        read = {value for node in nodes for value in node.inputs if value is not None and value.is_initializer()}
         rest = [node for node in nodes if not _move(graph, node)]
         for smooth, group in _groups(rest):
             self._run(model, graph, group, smooth)
-        common.RemoveUnusedNodesPass()(model)
-        gone = tuple(name for node, name in names.items() if node.graph is None)
+        left = remove_unread(model, nodes)
+        gone = tuple(name for node, name in zip(nodes, names, strict=True) if node not in left)
         if gone:
-            growth = _stored(model) - stored
+            made = [graph.initializers[name] for name in names_made if name in graph.initializers]
+            growth = _bytes(made) - _bytes(value for value in read if not value.uses())
             cost = f"; the weights grow by {growth / 1e6:.1f} MB, --ignore constant leaves them" if growth > 1e6 else ""
-            self.changes.append(Change("constant", gone, (), f"evaluated once: depends on weights alone{cost}"))
+            change = Change("constant", gone, (), f"evaluated once: depends on weights alone{cost}")
+            self._journal.after(seen, change)
+            self.changes.append(change)
         return bool(gone)
 
     def _run(self, model: ir.Model, graph: ir.Graph, nodes: list[ir.Node], smooth: bool) -> None:
@@ -232,6 +271,12 @@ def _groups(nodes: list[ir.Node]) -> Iterator[tuple[bool, list[ir.Node]]]:
     A Floor, a comparison or a Cast to a narrower type turns a difference in rounding into another number: what leads to
     one is computed as the model says.
     """
+    for group in _connected(nodes):
+        yield all(_is_smooth(node) for node in group), group
+
+
+def _connected(nodes: list[ir.Node]) -> Iterator[list[ir.Node]]:
+    """Nodes that are connected with one another, each group in their order."""
     groups: dict[ir.Node, list[ir.Node]] = {}
     for node in nodes:
         group = [node]
@@ -244,7 +289,7 @@ def _groups(nodes: list[ir.Node]) -> Iterator[tuple[bool, list[ir.Node]]]:
             groups[member] = group
     order = {node: place for place, node in enumerate(nodes)}
     for group in {id(group): group for group in groups.values()}.values():
-        yield all(_is_smooth(node) for node in group), sorted(group, key=order.__getitem__)
+        yield sorted(group, key=order.__getitem__)
 
 
 def _is_smooth(node: ir.Node) -> bool:
@@ -269,14 +314,9 @@ def _move(graph: ir.Graph, node: ir.Node) -> bool:
     return True
 
 
-def _stored(model: ir.Model) -> int:
-    """Bytes of the initializers."""
-    return sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
+def _bytes(values: Iterable[ir.Value]) -> int:
+    """Bytes of initializers."""
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
 
 
 def freezes_by_itself(model: ir.Model) -> bool:

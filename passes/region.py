@@ -1,0 +1,297 @@
+"""A part of a graph as a model of its own, before and after a change: `Region`.
+
+    inputs  →  the nodes that a change touches  →  what everybody else reads of them
+
+Outside of the touched nodes nothing changes: what flows in comes from the same values before and after, and what flows
+out goes to the same readers. So the part as it was is known by its nodes, and the part as it became is what lies
+between those readers and those values.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from normfuse.passes.access import RefusedError, operator
+from normfuse.passes.weights import EXACT, constant_tensor
+
+_MOST_NODES = 512
+"""A part with more nodes than this is not cut out."""
+
+_SHAPE_READERS = ("Shape", "Size")
+"""Readers to whom only the dimensions matter: they belong to the part, and what they make of it is what flows out."""
+
+_PREFIX = "normfuse.excerpt"
+"""What the names of all values in an excerpt begin with, so that names within subgraphs cannot hide them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place that a value flows out to: an input of a node, or an output of a graph where there is no node.
+
+    Attributes:
+        node: the reader.
+        graph: the graph whose output it is.
+        index: of the input or output.
+    """
+
+    node: ir.Node | None
+    graph: ir.Graph | ir.Function | None
+    index: int
+
+    @property
+    def value(self) -> ir.Value | None:
+        """What is read there now; None where the reader is gone."""
+        if self.node is not None:
+            return self.node.inputs[self.index] if self.node.graph is not None else None
+        assert self.graph is not None
+        return self.graph.outputs[self.index]
+
+
+class Region:
+    """What a change touches.
+
+    Attributes:
+        names: of the nodes that it touches.
+        before: that part as it was, as a model; its inputs are `x0`, `x1`, … and its outputs `y0`, `y1`, … behind a
+            prefix.
+        exact: the same with the float64 values of the constants that are known in float64.
+    """
+
+    def __init__(self, model: ir.Model, nodes: Collection[ir.Node]) -> None:
+        """Cuts out what these nodes compute, with the integers that they need.
+
+        Raises:
+            RefusedError: it cannot stand alone: with the reason.
+        """
+        changed = dict.fromkeys(nodes)
+        for node in nodes:
+            for value in node.outputs:
+                readers = (use.node for use in value.uses())
+                changed.update(dict.fromkeys(one for one in readers if operator(one) in _SHAPE_READERS))
+        self._inputs, members = _bounds(changed)
+        self.names = tuple(node.name or node.op_type for node in nodes)
+        self._slots = [slots for node in changed for value in node.outputs if (slots := _slots(value, changed))]
+        if not self._slots:
+            raise RefusedError("nothing reads what it computes")
+        outputs = [_read(slots) for slots in self._slots]
+        assert all(output is not None for output in outputs)
+        self.before, self.exact = self._excerpt(model, members, [one for one in outputs if one is not None], None)
+
+    def after(self, model: ir.Model, opset: int | None = None) -> tuple[ir.Model, tuple[str, ...]]:
+        """That part as it is now, as a model, and the names of its nodes.
+
+        Args:
+            model: the model.
+            opset: that of the part; the model's where None.
+
+        Raises:
+            RefusedError: it cannot stand alone: with the reason.
+        """
+        outputs = [_read(slots) for slots in self._slots]
+        if any(output is None for output in outputs):
+            raise RefusedError("a reader of what it computed is gone")
+        values = [output for output in outputs if output is not None]
+        members = _between(values, self._inputs)
+        now, _ = self._excerpt(model, members, values, opset)
+        return now, tuple(node.name or node.op_type for node in members)
+
+    def _excerpt(
+        self, model: ir.Model, nodes: Collection[ir.Node], outputs: list[ir.Value], opset: int | None
+    ) -> tuple[ir.Model, ir.Model]:
+        """A copy of some nodes as a model, and the same with float64 constants where these are known."""
+        reads = dict.fromkeys(value for node in nodes for value in reads_of(node)) | dict.fromkeys(outputs)
+        constants = [value for value in reads if value.producer() is None and value not in self._inputs]
+        if len({value.name for value in constants}) < len(constants):
+            raise RefusedError("it reads constants of the same name from several graphs")
+        imports = dict(model.opset_imports) | ({} if opset is None else {"": opset})
+        view = ir.GraphView(
+            self._inputs, outputs, nodes=tuple(nodes), initializers=constants, opset_imports=imports, name="excerpt"
+        )
+        graph = view.clone()
+        exact = view.clone()
+        for old, new in zip(nodes, exact, strict=True):
+            for value, copy in zip(old.outputs, new.outputs, strict=True):
+                if EXACT in value.meta and "value" in new.attributes:
+                    new.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.meta[EXACT]))
+                    copy.dtype = ir.DataType.DOUBLE
+        for value in constants:
+            copy = exact.initializers[str(value.name)]
+            if EXACT in value.meta:
+                copy.const_value = ir.tensor(value.meta[EXACT], name=copy.name)
+                copy.dtype = ir.DataType.DOUBLE
+        for one in (graph, exact):
+            _rename(one)
+        called = [model.functions[key] for key in _called(model, nodes)]
+        return (
+            ir.Model(graph, ir_version=model.ir_version, functions=[function.clone() for function in called]),
+            ir.Model(exact, ir_version=model.ir_version, functions=[function.clone() for function in called]),
+        )
+
+
+def _bounds(changed: Collection[ir.Node]) -> tuple[list[ir.Value], list[ir.Node]]:
+    """What flows into some nodes, and the nodes in order, those that compute the integers which they need included.
+
+    Raises:
+        RefusedError: what they need is not known, or there are too many.
+    """
+    members, inputs = dict.fromkeys(changed), dict[ir.Value, None]()
+    pending = list(changed)
+    while pending:
+        node = pending.pop()
+        if any(attribute.is_ref() for attribute in node.attributes.values()):
+            raise RefusedError("an attribute is set by the caller of its function")
+        for value in reads_of(node):
+            producer = value.producer()
+            if producer in members or constant_tensor(value) is not None:
+                if producer is not None and producer not in members:
+                    members[producer] = None  # a Constant node
+                continue
+            if producer is not None and not _is_probed(value):
+                members[producer] = None
+                pending.append(producer)
+            else:
+                inputs[value] = None
+        if len(members) > _MOST_NODES:
+            raise RefusedError(f"it touches more than {_MOST_NODES} nodes")
+    return list(inputs), _in_order(members)
+
+
+def _is_probed(value: ir.Value) -> bool:
+    """Whether a value can be drawn at random: integers stand for sizes and places, and must be computed."""
+    dtype = value.dtype if isinstance(value.type, ir.TensorType) else None
+    return dtype is not None and (dtype.is_floating_point() or dtype == ir.DataType.BOOL)
+
+
+def _between(outputs: Iterable[ir.Value], inputs: Collection[ir.Value]) -> list[ir.Node]:
+    """The nodes between some values and outputs, in order.
+
+    Raises:
+        RefusedError: the outputs depend on other values, too.
+    """
+    known, members, pending = set(inputs), dict[ir.Node, None](), list(outputs)
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if value in known or node in members:
+            continue
+        if node is None:
+            if constant_tensor(value) is None:
+                raise RefusedError(f"it reads {value.name!r} now, which it did not before")
+            continue
+        members[node] = None
+        pending.extend(reads_of(node))
+        if len(members) > _MOST_NODES:
+            raise RefusedError(f"what it became has more than {_MOST_NODES} nodes")
+    return _in_order(members)
+
+
+def _in_order(members: Collection[ir.Node]) -> list[ir.Node]:
+    """Nodes, each behind those that it reads."""
+    order, inside = dict[ir.Node, None](), set(members)
+    pending = [(node, False) for node in reversed(list(members))]
+    while pending:
+        node, expanded = pending.pop()
+        if node in order:
+            continue
+        if expanded:
+            order[node] = None
+            continue
+        pending.append((node, True))
+        producers = (value.producer() for value in reads_of(node))
+        pending.extend((one, False) for one in producers if one in inside and one is not None and one not in order)
+    return list(order)
+
+
+def _slots(value: ir.Value, changed: Collection[ir.Node]) -> list[Slot]:
+    """Where a value flows out of some nodes.
+
+    Raises:
+        RefusedError: it is the output of a graph that it is not computed in.
+    """
+    inside = {one for node in changed for one in inner_nodes(node)}
+    slots = [
+        Slot(use.node, None, use.idx)
+        for use in value.uses()
+        if use.node.graph is not None and use.node not in changed and use.node not in inside
+    ]
+    if value.is_graph_output():
+        producer = value.producer()
+        graph = None if producer is None else producer.graph
+        places = [] if graph is None else [i for i, output in enumerate(graph.outputs) if output is value]
+        if not places:
+            raise RefusedError(f"{value.name!r} is an output of a graph within")
+        slots.extend(Slot(None, graph, place) for place in places)
+    return slots
+
+
+def _read(slots: Iterable[Slot]) -> ir.Value | None:
+    """What is read at places that read the same; None where none of them is left."""
+    return next((value for slot in slots if (value := slot.value) is not None), None)
+
+
+def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes in the subgraphs of a node, at any depth."""
+    for graph in _graphs(node):
+        yield from graph.all_nodes()
+
+
+def reads_of(node: ir.Node) -> Iterator[ir.Value]:
+    """The values that a node reads, itself or in its subgraphs, from outside of these."""
+    yield from (value for value in node.inputs if value is not None)
+    graphs = list(_graphs(node))
+    if not graphs:
+        return
+    inner = [one for graph in graphs for one in graph.all_nodes()]
+    for one in inner:
+        graphs.extend(_graphs(one))
+    bound = {value for one in inner for value in one.outputs}
+    bound.update(value for graph in graphs for value in (*graph.inputs, *graph.initializers.values()))
+    read = [value for one in inner for value in one.inputs]
+    read += [value for graph in graphs for value in graph.outputs]
+    yield from (value for value in read if value is not None and value not in bound)
+
+
+def _graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _rename(graph: ir.Graph) -> None:
+    """Gives inputs, outputs and all values between names of their own; each output becomes a node of its own."""
+    for index, value in enumerate(graph.inputs):
+        value.const_value = None
+        value.name = f"{_PREFIX}.x{index}"
+    for index, value in enumerate(tuple(graph.initializers.values())):
+        value.name = f"{_PREFIX}.w{index}"
+    count = 0
+    for node in graph:
+        for value in node.outputs:
+            if value.name != "":
+                value.name, count = f"{_PREFIX}.v{count}", count + 1
+    results = list(graph.outputs)
+    graph.outputs.clear()
+    for index, result in enumerate(results):
+        last = ir.node("Identity", [result], name=f"{_PREFIX}.{index}")
+        last.outputs[0].name, last.outputs[0].type = f"{_PREFIX}.y{index}", result.type
+        graph.append(last)
+        graph.outputs.append(last.outputs[0])
+
+
+def _called(model: ir.Model, nodes: Iterable[ir.Node]) -> dict[ir.OperatorIdentifier, None]:
+    """The functions that nodes call, and those that these call."""
+    found: dict[ir.OperatorIdentifier, None] = {}
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        pending.extend(inner_nodes(node))
+        key = node.op_identifier()
+        if key in model.functions and key not in found:
+            found[key] = None
+            pending.extend(model.functions[key].all_nodes())
+    return found
