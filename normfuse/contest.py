@@ -57,6 +57,7 @@ class Contest:
 
     Attributes:
         reference: the model as it was.
+        truth: what the oracle computes.
         provider: where both run.
         outputs: names of the outputs, in order.
         hidden: values that are judged besides.
@@ -73,7 +74,16 @@ class Contest:
         notes: what else than the provider runs the models, and why.
     """
 
-    def __init__(self, reference: ir.Model, candidate: ir.Model, provider: str, *, stand_in: bool = False) -> None:
+    def __init__(
+        self,
+        reference: ir.Model,
+        candidate: ir.Model,
+        provider: str,
+        *,
+        stand_in: bool = False,
+        levels: tuple[Level, ...] = LEVELS,
+        truth: ir.Model | None = None,
+    ) -> None:
         """Loads both models.
 
         Args:
@@ -82,13 +92,16 @@ class Contest:
             provider: where both run.
             stand_in: whether the CPU provider runs them where ONNX Runtime does not have that provider here, and the
                 reference evaluator where the CPU provider cannot load them.
+            levels: the optimization levels to judge, `disabled` among them.
+            truth: what the oracle computes, where its weights are known better than the reference stores them.
 
         Raises:
             TargetError: a model cannot be loaded.
         """
         self.reference = reference
         self.notes: list[str] = []
-        self.levels = LEVELS
+        self.truth = reference if truth is None else truth
+        self.levels = levels
         self._evaluates = False
         self._stands_in = stand_in and not has_provider(provider)
         if self._stands_in:

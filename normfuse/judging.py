@@ -131,6 +131,18 @@ def _aligned(y: Array, truth: Array, axis: int) -> Array:
     return np.asarray(y + (next(means) - next(means)))
 
 
+def judge(contest: Contest, deck: Deck, seeds: int, budget: float, say: Say) -> Judgement:
+    """Compares both models with the oracle, or with the original's own noise where that cannot judge."""
+    judgement = judge_by_oracle(contest, deck, seeds, budget, say)
+    if not judgement.refused:
+        return judgement
+    refused = judgement.refused
+    if judgement.doubtful or not judgement.failed:
+        judgement = judge_by_noise(contest, deck, seeds, budget, say)
+    judgement.notes.insert(0, refused)
+    return judgement
+
+
 def judge_by_oracle(contest: Contest, deck: Deck, seeds: int, budget: float, say: Say) -> Judgement:
     """Compares both models with y64 on every probe, as far as the budget goes."""
     judgement = Judgement(contest, "oracle")
@@ -184,7 +196,7 @@ class _Truths:
     """The oracle on a time limit."""
 
     def __init__(self, contest: Contest, deadline: float) -> None:
-        self.oracle = Oracle(contest.reference)
+        self.oracle = Oracle(contest.truth)
         self._contest = contest
         self._deadline = deadline
         self._names = [*contest.outputs, *(hidden.names[0] for hidden in contest.hidden)]

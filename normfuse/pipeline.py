@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -17,6 +17,7 @@ from normfuse.passes import opset as opsets
 from normfuse.passes.clean import CleanPass
 from normfuse.passes.fold import FoldPass
 from normfuse.passes.fold_rules import FOLD_RULES
+from normfuse.passes.journal import Journal
 from normfuse.passes.layout import LayoutPass
 from normfuse.passes.lift import LiftPass
 from normfuse.passes.lower import LowerPass, RestorePass
@@ -27,7 +28,7 @@ from normfuse.passes.prepare import PreparePass
 from normfuse.passes.recognizers import RECOGNIZERS
 from normfuse.passes.rule import Rule
 from normfuse.passes.weights import forget_exact
-from normfuse.report import Counts, Report, unique
+from normfuse.report import Counts, Refusal, Report, unique
 from normfuse.target import Target
 
 if TYPE_CHECKING:
@@ -118,32 +119,98 @@ def optimize(
         >>> len(result.model.graph), result.report.changes[0].detail
         (1, '2 nodes became one')
     """
+    settings: Settings = {
+        "threads": threads,
+        "opset": opset,
+        "select": select,
+        "ignore": ignore,
+        "freeze": freeze,
+        "tune": tune,
+        "shapes": shapes,
+        "observers": observers,
+    }
     original = load(source)
-    model = original.clone() if verify else original
-    report = rewrite(
-        model,
-        target,
-        threads=threads,
-        opset=opset,
-        select=select,
-        ignore=ignore,
-        freeze=freeze,
-        tune=tune,
-        shapes=shapes,
-        observers=observers,
-    )
-    if verify:
-        from normfuse.verification import verify as compare
-
-        where = Target.parse(target, threads).provider
-        report.parity = compare(
-            original, model, data=data, budget=verify_budget, provider=where, stand_in=True, shapes=shapes
-        )
-        if not report.parity.passed:
-            error = ParityError(f"the result does not compute what the original computes: {report.parity.reason}")
-            error.add_note("run with verify=False to look at the result")
-            raise error
+    if not verify:
+        report = rewrite(original, target, **settings)
+        return Result(restore_kind(original, source), report)
+    model, report = prove(original, target, verify_budget=verify_budget, data=data, **settings)
+    if report.parity is not None and not report.parity.passed:
+        error = ParityError(f"the result does not compute what the original computes: {report.parity.reason}")
+        error.add_note("run with verify=False to look at the result")
+        raise error
     return Result(restore_kind(model, source), report)
+
+
+class Settings(TypedDict, total=False):
+    """The arguments of `optimize` that say what is rewritten, and how."""
+
+    threads: int | None
+    opset: int | None
+    select: Collection[str]
+    ignore: Collection[str]
+    freeze: bool | None
+    tune: "bool | Tuner"
+    shapes: Mapping[str, Any] | None
+    observers: Collection[Observer]
+
+
+def prove(
+    original: ir.Model,
+    target: str | Target = "cpu",
+    *,
+    verify_budget: float = 60.0,
+    data: Any = None,
+    progress: Callable[[str], None] | None = None,
+    **settings: Unpack[Settings],
+) -> tuple[ir.Model, Report]:
+    """Rewrites a copy of a model, with a certificate for each change and the proof of the whole.
+
+    A change whose certificate fails is left out, and the model rewritten anew without it.
+
+    Args:
+        original: what `normfuse.model.load` returned; it is not changed.
+        target: as for `optimize`.
+        verify_budget: seconds that the certificates may take, and the proof of the whole again.
+        data: as for `optimize`.
+        progress: called with what is being done.
+        settings: as for `optimize`.
+
+    Returns:
+        the result, and the report with the certificates and the parity; one that fails is returned, not raised.
+
+    Raises:
+        ParityError: there is no end to the changes that fail.
+        NormfuseError: as `rewrite` and `normfuse.verify`.
+    """
+    from normfuse.certification import ATTEMPTS, Certifier
+    from normfuse.verification import verify
+
+    where = Target.parse(target, settings.get("threads")).provider
+    failed: dict[tuple[str, tuple[str, ...]], str] = {}
+    for _ in range(ATTEMPTS):
+        model = original.clone()
+        certifier = Certifier(failed, provider=where, budget=verify_budget, say=progress)
+        report = rewrite(model, target, journal=certifier, **settings)
+        if not certifier.failed:
+            break
+        failed |= certifier.failed
+    else:
+        (rule, nodes), reason = next(iter(certifier.failed.items()))
+        raise ParityError(f"{rule} of {', '.join(nodes)}: {reason}; --ignore {rule} leaves it out")
+    report.certificates = certifier.certificates
+    report.refusals += [Refusal(rule, nodes[-1], reason) for (rule, nodes), reason in failed.items()]
+    report.refusals = unique(report.refusals)
+    report.parity = verify(
+        original,
+        model,
+        data=data,
+        budget=verify_budget,
+        provider=where,
+        stand_in=True,
+        shapes=settings.get("shapes"),
+        progress=progress,
+    )
+    return model, report
 
 
 def rewrite(
@@ -158,10 +225,11 @@ def rewrite(
     tune: "bool | Tuner" = False,
     shapes: Mapping[str, Any] | None = None,
     observers: Collection[Observer] = (),
+    journal: Journal | None = None,
 ) -> Report:
     """Runs the stages on a model that `normfuse.model.load` returned, in place and without a proof.
 
-    The arguments are those of `optimize`.
+    The arguments are those of `optimize`; the journal is told of each change, and may forbid it.
 
     Raises:
         NormfuseError: a rule is not known, or an argument is wrong.
@@ -174,11 +242,14 @@ def rewrite(
     before = Counts.of(model)
     typed = _typed_names(model)
     declared = [(value.type, value.shape) for value in model.graph.outputs]
-    preparing, folding, joining = PreparePass(freeze, ignore), FoldPass(select, ignore), LayoutPass()
-    raising = None if opset is None else opsets.OpsetPass(opset)
+    journal = journal or Journal()
+    journal.model = model
+    preparing, joining = PreparePass(freeze, ignore, journal), LayoutPass(journal)
+    folding = FoldPass(select, ignore, journal)
+    raising = None if opset is None else opsets.OpsetPass(opset, journal)
     unselected = [rule.name for rule in (*BLOCKS, *LOWERINGS) if select and rule.name not in select]
-    blocking = BlockPass(where, [*ignore, *unselected])
-    lifting, lowering = LiftPass(ignore), LowerPass(where, [*ignore, *unselected], tuner or by_table)
+    blocking = BlockPass(where, [*ignore, *unselected], journal)
+    lifting, lowering = LiftPass(ignore), LowerPass(where, [*ignore, *unselected], tuner or by_table, journal)
     joint: dict[str, ir.passes.PassBase] = {
         "lift": lifting,
         "fold": folding,

@@ -6,7 +6,7 @@ Refusals are values: wherever a rule could have applied and did not, it says so 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
@@ -69,6 +69,43 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Certificate:
+    """What became of one change when the part of the graph around it was run as it was and as it became.
+
+    Attributes:
+        rule: the rule that made the change.
+        nodes: names of the nodes that it removed or rewrote.
+        before: names of the nodes in the part as it was.
+        after: names of the nodes in the part as it became.
+        verdict: `passed`, `failed`, or `not judged`.
+        judged_by: `oracle` (the float64 oracle), `noise` (the part's own noise), or nothing.
+        families: the probe families that were drawn.
+        seeds: how often each of them was.
+        ratio: the error of what it became in units of what it was, worst output; at most 2 passes.
+        bits_lost: log2 of the ratio, at least 0.
+        reason: why it failed or was not judged, in one line.
+    """
+
+    rule: str
+    nodes: tuple[str, ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    verdict: Literal["passed", "failed", "not judged"]
+    judged_by: str = ""
+    families: tuple[str, ...] = ()
+    seeds: int = 0
+    ratio: float = 0.0
+    bits_lost: float = 0.0
+    reason: str = ""
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Certificate":
+        """A certificate from its JSON-ready values."""
+        known = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """The size of a model.
 
@@ -117,6 +154,8 @@ class Report:
         after: the size of the model as it left.
         changes: what was changed, in order.
         refusals: what was not changed, with the reasons.
+        certificates: what became of each change by itself, in the order in which they were made; empty where that
+            was switched off.
         parity: the result of the numerical check, or None where it was switched off.
     """
 
@@ -124,6 +163,7 @@ class Report:
     after: Counts
     changes: list[Change] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    certificates: list[Certificate] = field(default_factory=list)
     parity: "Parity | None" = None
 
     def by_rule(self) -> dict[str, int]:
@@ -138,6 +178,7 @@ class Report:
             "after": _counts(self.after),
             "changes": [asdict(change) for change in self.changes],
             "refusals": [asdict(refusal) for refusal in self.refusals],
+            "certificates": [asdict(certificate) for certificate in self.certificates],
             "parity": None if self.parity is None else self.parity.to_dict(),
         }
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from normfuse.contest import Array, Contest, signature_difference
 from normfuse.errors import NormfuseError, ParityError
-from normfuse.judging import Deck, Judgement, judge_by_noise, judge_by_oracle
+from normfuse.judging import Deck, Judgement, judge
 from normfuse.metric import OutputParity
 from normfuse.model import Source, load
 from normfuse.probes import data_probes, plan
@@ -123,12 +123,7 @@ def verify(
     if lost:
         named = ", ".join(map(repr, lost[:3])) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
         notes.append(f"initializers that a caller could set are constants in the candidate: {named}")
-    judgement = judge_by_oracle(contest, deck, seeds, budget, say)
-    if judgement.refused:
-        notes.append(judgement.refused)
-        if judgement.doubtful or not judgement.failed:
-            judgement = judge_by_noise(contest, deck, seeds, budget, say)
-    return _parity(judgement, notes)
+    return _parity(judge(contest, deck, seeds, budget, say), notes)
 
 
 def require(parity: Parity) -> None:

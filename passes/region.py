@@ -114,12 +114,12 @@ class Region:
             for value, copy in zip(old.outputs, new.outputs, strict=True):
                 if EXACT in value.meta and "value" in new.attributes:
                     new.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.meta[EXACT]))
-                    copy.dtype = ir.DataType.DOUBLE
+                    copy.type = ir.TensorType(ir.DataType.DOUBLE)  # a type is shared by all copies
         for value in constants:
             copy = exact.initializers[str(value.name)]
             if EXACT in value.meta:
                 copy.const_value = ir.tensor(value.meta[EXACT], name=copy.name)
-                copy.dtype = ir.DataType.DOUBLE
+                copy.type = ir.TensorType(ir.DataType.DOUBLE)
         for one in (graph, exact):
             _rename(one)
         called = [model.functions[key] for key in _called(model, nodes)]
@@ -267,11 +267,10 @@ def _rename(graph: ir.Graph) -> None:
     for index, value in enumerate(graph.inputs):
         value.const_value = None
         value.name = f"{_PREFIX}.x{index}"
-    for index, value in enumerate(tuple(graph.initializers.values())):
-        value.name = f"{_PREFIX}.w{index}"
     count = 0
     for node in graph:
         for value in node.outputs:
+            value.const_value = None  # a name is given to the tensor, too, which all copies share
             if value.name != "":
                 value.name, count = f"{_PREFIX}.v{count}", count + 1
     results = list(graph.outputs)
