@@ -204,7 +204,9 @@ def _judged(contest: Contest, shapes: Shapes, budget: float) -> Found:
     ratio = max((verdict.ratio for verdict in verdicts), default=0.0)
     failed = [verdict for verdict in verdicts if not verdict.passed]
     reason = judgement.failure or (_told(failed[0]) if failed else "")
-    return Found("failed" if reason else "passed", judgement.judged_by, families, _seeds(judgement, deck), ratio, reason)
+    return Found(
+        "failed" if reason else "passed", judgement.judged_by, families, _seeds(judgement, deck), ratio, reason
+    )
 
 
 def _told(verdict: OutputParity) -> str:

@@ -4,7 +4,9 @@ Only click is imported with this module: what a verb needs is imported when it r
 """
 
 import io
+import os
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -68,6 +70,7 @@ def main() -> None:
     metavar="SECONDS",
     help="Time for the proof.",
 )
+@click.option("--certificates", type=click.Path(), metavar="FILE.json", help="Save the proof of each change there.")
 @DATA
 @SHAPE
 @FREEZE
@@ -86,6 +89,7 @@ def optimize(
     check: bool,
     verify: bool | None,
     verify_budget: float,
+    certificates: str | None,
     data: tuple[str, ...],
     shapes: Shapes,
     freeze: bool | None,
@@ -100,10 +104,15 @@ def optimize(
     writes = not (dry_run or check)
     if output is None and writes:
         raise click.UsageError("where to? Give -o OUT.onnx; or --dry-run or --check, which write nothing")
+    if certificates is not None and (not writes or verify is False):
+        raise click.UsageError("--certificates proves the file that -o writes; leave out what keeps it from that")
     from normfuse.model import check_output, load, save
 
-    if output is not None:
-        check_output(output, model)
+    for path in (output, certificates):
+        if path is not None:
+            check_output(path, model)
+    if certificates is not None and output is not None and os.path.abspath(certificates) == os.path.abspath(output):
+        raise click.UsageError("--certificates and -o name the same file")
     inputs = read_arrays(data)
 
     from normfuse import console, pipeline
@@ -115,37 +124,33 @@ def optimize(
 
             tuner = Tuner(shapes, budget=tune_budget, progress=progress.say)
         original = load(model)  # as onnx_ir.Model, whose external data stays external
-        proves = verify or (verify is None and not check)
-        result = original.clone() if proves else original
-        report = pipeline.rewrite(
-            result,
-            target,
-            threads=threads,
-            opset=opset,
-            select=select,
-            ignore=ignore,
-            freeze=freeze,
-            tune=tuner or False,
-            observers=[lambda stage, _: progress.say(f"{stage} done")],
-        )
-        if proves:
-            from normfuse import verification
-
-            report.parity = verification.verify(
-                original,
-                result,
-                data=inputs,
-                budget=verify_budget,
-                provider=target,
-                stand_in=True,
-                shapes=shapes,
-                progress=progress.say,
+        settings: pipeline.Settings = {
+            "threads": threads,
+            "opset": opset,
+            "select": select,
+            "ignore": ignore,
+            "freeze": freeze,
+            "tune": tuner or False,
+            "shapes": shapes,
+            "observers": [lambda stage, _: progress.say(f"{stage} done")],
+        }
+        if verify or (verify is None and not check):
+            result, report = pipeline.prove(
+                original, target, verify_budget=verify_budget, data=inputs, progress=progress.say, **settings
             )
+        else:
+            result, report = original, pipeline.rewrite(original, target, **settings)
         passed = report.parity is None or report.parity.passed
         written = output if writes and passed else None
         if written is not None:
             progress.say(f"writing {written}")
             save(result, written)
+            if certificates is not None:
+                from normfuse.certificates import save_certificates
+
+                how = {"target": target, "threads": threads, "opset": opset, "select": select, "ignore": ignore}
+                how |= {"freeze": freeze, "tuned": tune}
+                save_certificates(certificates, model, written, report, how)
     if tuner is not None and tuner.cache.warning:
         click.echo(f"Warning: {tuner.cache.warning}", err=True)
     if as_json:
@@ -238,6 +243,12 @@ def inspect(
     metavar="SECONDS",
     help="Time for the proof.",
 )
+@click.option(
+    "--certificates",
+    type=click.Path(),
+    metavar="FILE.json",
+    help="Make the proofs of `optimize --certificates` anew, step by step from REFERENCE to CANDIDATE.",
+)
 @DATA
 @SHAPE
 def verify(
@@ -246,6 +257,7 @@ def verify(
     provider: str,
     seeds: int,
     budget: float,
+    certificates: str | None,
     data: tuple[str, ...],
     shapes: Shapes,
     as_json: bool,
@@ -257,7 +269,12 @@ def verify(
     inputs = read_arrays(data)
     from normfuse import console, verification
 
+    found = None
     with console.Progress("verifying") as progress:
+        if certificates is not None:
+            from normfuse.certificates import recheck
+
+            found = recheck(certificates, reference, candidate, progress=progress.say)
         parity = verification.verify(
             reference,
             candidate,
@@ -269,10 +286,13 @@ def verify(
             progress=progress.say,
         )
     if as_json:
-        print_json("verify", {"reference": reference, "candidate": candidate, **parity.to_dict()})
+        again = {} if found is None else {"certificates": asdict(found)}
+        print_json("verify", {"reference": reference, "candidate": candidate, **again, **parity.to_dict()})
     else:
+        if found is not None:
+            click.echo(f"certificates: {found}")
         console.print_parity(parity)
-    end(parity.passed)
+    end(parity.passed and (found is None or found.passed))
 
 
 @main.command(cls=Verb)

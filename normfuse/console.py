@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from normfuse.report import Change, Counts, Refusal, Report
+from normfuse.report import Certificate, Change, Counts, Refusal, Report
 from normfuse.tables import nameless as _nameless
 from normfuse.tables import print_table as _print
 from normfuse.tables import table as _table
@@ -80,8 +80,23 @@ def print_report(report: Report, rules: "Mapping[str, Rule]", *, verbose: bool =
         print("nothing to change")
     if report.refusals:
         _print_refusals(report.refusals, verbose)
+    if report.certificates:
+        print(_certified(report.certificates))
     if report.parity is not None:
         print_parity(report.parity, table=verbose or not report.parity.passed)
+
+
+def _certified(certificates: Sequence[Certificate]) -> str:
+    """What became of the certificates, in one line."""
+    counts = Counter(certificate.verdict for certificate in certificates)
+    worst = max(certificates, key=lambda certificate: certificate.ratio)
+    line = f"certificates: {counts['passed']} of {len(certificates)} changes proved by themselves"
+    if worst.ratio:
+        line += f", error ratio at most {worst.ratio:.2f} ({worst.rule})"
+    reasons = Counter(one.reason for one in certificates if one.verdict == "not judged")
+    if reasons:
+        line += f"; {reasons.total()} not judged, such as: {reasons.most_common(1)[0][0]}"
+    return line
 
 
 def _sizes(before: Counts, after: Counts) -> Table:

@@ -22,7 +22,7 @@ from normfuse.passes.layout import LayoutPass
 from normfuse.passes.lift import LiftPass
 from normfuse.passes.lower import LowerPass, RestorePass
 from normfuse.passes.lower_blocks import BLOCKS, BlockPass
-from normfuse.passes.lowering import by_table
+from normfuse.passes.lowering import Chooser, by_table
 from normfuse.passes.lowerings import LOWERINGS
 from normfuse.passes.prepare import PreparePass
 from normfuse.passes.recognizers import RECOGNIZERS
@@ -198,8 +198,9 @@ def prove(
         (rule, nodes), reason = next(iter(certifier.failed.items()))
         raise ParityError(f"{rule} of {', '.join(nodes)}: {reason}; --ignore {rule} leaves it out")
     report.certificates = certifier.certificates
-    report.refusals += [Refusal(rule, nodes[-1], reason) for (rule, nodes), reason in failed.items()]
-    report.refusals = unique(report.refusals)
+    report.left_out = [(*key, reason) for key, reason in failed.items()]
+    refusals = [Refusal(rule, nodes[-1], reason) for rule, nodes, reason in report.left_out]
+    report.refusals = unique([*report.refusals, *refusals])
     report.parity = verify(
         original,
         model,
@@ -226,10 +227,12 @@ def rewrite(
     shapes: Mapping[str, Any] | None = None,
     observers: Collection[Observer] = (),
     journal: Journal | None = None,
+    choose: Chooser | None = None,
 ) -> Report:
     """Runs the stages on a model that `normfuse.model.load` returned, in place and without a proof.
 
-    The arguments are those of `optimize`; the journal is told of each change, and may forbid it.
+    The arguments are those of `optimize`; the journal is told of each change, and may forbid it; `choose` takes the
+    place of the table of lowerings.
 
     Raises:
         NormfuseError: a rule is not known, or an argument is wrong.
@@ -242,14 +245,14 @@ def rewrite(
     before = Counts.of(model)
     typed = _typed_names(model)
     declared = [(value.type, value.shape) for value in model.graph.outputs]
-    journal = journal or Journal()
+    journal, choice = journal or Journal(), choose or tuner or by_table
     journal.model = model
     preparing, joining = PreparePass(freeze, ignore, journal), LayoutPass(journal)
     folding = FoldPass(select, ignore, journal)
     raising = None if opset is None else opsets.OpsetPass(opset, journal)
     unselected = [rule.name for rule in (*BLOCKS, *LOWERINGS) if select and rule.name not in select]
     blocking = BlockPass(where, [*ignore, *unselected], journal)
-    lifting, lowering = LiftPass(ignore), LowerPass(where, [*ignore, *unselected], tuner or by_table, journal)
+    lifting, lowering = LiftPass(ignore), LowerPass(where, [*ignore, *unselected], choice, journal)
     joint: dict[str, ir.passes.PassBase] = {
         "lift": lifting,
         "fold": folding,

@@ -156,6 +156,7 @@ class Report:
         refusals: what was not changed, with the reasons.
         certificates: what became of each change by itself, in the order in which they were made; empty where that
             was switched off.
+        left_out: rule, nodes and reason of each change that was rolled back because its certificate failed.
         parity: the result of the numerical check, or None where it was switched off.
     """
 
@@ -164,6 +165,7 @@ class Report:
     changes: list[Change] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     certificates: list[Certificate] = field(default_factory=list)
+    left_out: list[tuple[str, tuple[str, ...], str]] = field(default_factory=list)
     parity: "Parity | None" = None
 
     def by_rule(self) -> dict[str, int]:

@@ -189,6 +189,8 @@ class PreparePass(ir.passes.InPlacePass):
             if constant_tensor(stated) is None:  # 0 for −1 says the same in words that inference understands
                 self.changes.append(change)
             changed = True
+        if changed:
+            common.RemoveUnusedNodesPass()(model)
         return changed
 
     def take_branches(self, model: ir.Model) -> bool:
