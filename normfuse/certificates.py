@@ -28,6 +28,8 @@ Path = str | os.PathLike[str]
 
 _FIELDS = ("input", "output", "settings", "left_out", "certificates")
 
+_SETTINGS = {"target", "threads", "opset", "select", "ignore", "freeze", "tuned"}
+
 
 @dataclass(frozen=True, slots=True)
 class Recheck:
@@ -94,12 +96,10 @@ def recheck(path: Path, reference: Path, candidate: Path, *, progress: Callable[
     from normfuse.pipeline import rewrite
 
     content, stored = _read(path)
-    for model, key, what in ((reference, "input", "made for"), (candidate, "output", "of")):
-        if _described(model)["files"] != content[key].get("files"):
+    for file, key, what in ((reference, "input", "made for"), (candidate, "output", "of")):
+        if _described(file)["files"] != content[key].get("files"):
             name = content[key].get("name")
-            return Recheck(
-                False, 0, f"{os.fspath(model)} is not the model that they are {what}: {name} has other bytes"
-            )
+            return Recheck(False, 0, f"{os.fspath(file)} is not the model that they are {what}: {name} has other bytes")
     settings = dict(content["settings"])
     target = Target.parse(settings.pop("target", "cpu"), settings.pop("threads", None))
     choose = _as_recorded(stored) if settings.pop("tuned", False) else None
@@ -160,6 +160,8 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Certificate]]:
         content = json.loads(text)
         if not all(key in content for key in _FIELDS):
             raise ValueError("fields are missing")
+        if not content["settings"].keys() <= _SETTINGS:
+            raise ValueError("it has settings that are not known")
         return content, [Certificate.from_dict(fields) for fields in content["certificates"]]
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         hint = "write one with `normfuse optimize --certificates`"

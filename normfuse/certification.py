@@ -10,8 +10,9 @@ a change is only given at its true sizes.
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import onnx_ir as ir
@@ -40,9 +41,10 @@ _SMALL, _MODULUS = 8, 8
 _SIZES = (9, 12, 16, 7, 32, 64)
 """Sizes to try for a dimension that is not known."""
 
-_SEEDS = 1
+_MOST_SIZES = 4
+"""So many sizes of weights are tried for it at most."""
 
-Shapes = Mapping[str, Sequence[int]]
+_SEEDS = 1
 
 
 class Certifier(Journal):
@@ -164,6 +166,25 @@ def certify(
     Raises:
         NormfuseError: no inputs could be made for the part.
     """
+    small = _small_shapes(before)
+    if small:
+        try:
+            found = _judged(
+                _resized(before, small), _resized(after, small), truth and _resized(truth, small), provider, budget
+            )
+        except NormfuseError:
+            found = None  # it does not run at other sizes
+        if found is not None and found.verdict == "passed":
+            return found
+    return _judged(before, after, truth, provider, budget)
+
+
+def _judged(before: ir.Model, after: ir.Model, truth: ir.Model | None, provider: str, budget: float) -> Found:
+    """Judges a part at the sizes of its inputs.
+
+    Raises:
+        NormfuseError: it runs on none that were tried.
+    """
     try:
         contest = Contest(before, after, provider, stand_in=True, levels=("disabled",), truth=truth)
     except TargetError as error:
@@ -172,26 +193,9 @@ def certify(
         except TargetError as unable:
             return Found("not judged", reason=f"the part cannot be run by itself: {unable}")
         return Found("failed", reason=f"the runtime does not take what was written: {error}")
-    small = _small_shapes(before)
-    if small:
-        try:
-            found = _judged(contest, small, budget)
-        except NormfuseError:
-            found = None  # it does not run at other sizes
-        if found is not None and found.verdict == "passed":
-            return found
-    return _judged(contest, {}, budget)
-
-
-def _judged(contest: Contest, shapes: Shapes, budget: float) -> Found:
-    """Judges a part at some shapes of its inputs.
-
-    Raises:
-        NormfuseError: it runs on none that were tried.
-    """
     deck = Deck([Probe("constant", {})], None)
     if inputs_of(contest.reference):
-        drawn = plan(contest.reference, contest.accepts, shapes, _candidates)
+        drawn = plan(contest.reference, contest.accepts, None, partial(_candidates, _weight_sizes(contest.reference)))
         deck = Deck([], drawn)
         if not any(dtype is not None and dtype.is_floating_point() for dtype in _output_types(contest.reference)):
             deck = Deck(_few(drawn), None)
@@ -227,9 +231,18 @@ def _output_types(model: ir.Model) -> list[ir.DataType | None]:
     return [value.dtype for value in model.graph.outputs]
 
 
-def _candidates(port: Port, axis: int) -> tuple[int, ...]:
-    """Sizes to try for a dimension that is not known, best first."""
-    return BATCH if axis == 0 else _SIZES
+def _candidates(weights: tuple[int, ...], port: Port, axis: int) -> tuple[int, ...]:
+    """Sizes to try for a dimension that is not known, best first: for channels those of the weights."""
+    if axis == 0:
+        return BATCH
+    return (*weights, *_SIZES) if axis == 1 else (*_SIZES, *weights)
+
+
+def _weight_sizes(model: ir.Model) -> tuple[int, ...]:
+    """The sizes of all constants that are tensors, each once."""
+    shapes = (value.const_value.shape for value in model.graph.initializers.values() if value.const_value is not None)
+    sizes = dict.fromkeys(int(size) for shape in shapes for size in shape.numpy())
+    return tuple(size for size in sizes if size > 1 and size not in _SIZES)[:_MOST_SIZES]
 
 
 def _small_shapes(model: ir.Model) -> dict[str, tuple[int, ...]]:
@@ -243,3 +256,17 @@ def _small_shapes(model: ir.Model) -> dict[str, tuple[int, ...]]:
             continue
         shapes[str(value.name)] = (*sizes[:2], *(min(size, _SMALL + size % _MODULUS) for size in sizes[2:]))
     return shapes
+
+
+def _resized(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> ir.Model:
+    """A copy with inputs of these shapes, which says nothing of the shapes of what it computes."""
+    copy = model.clone()
+    for value in copy.graph.inputs:
+        if value.name in shapes:
+            value.shape = ir.Shape(shapes[value.name])
+    nodes = [node for graph in copy.graphs() for node in graph]
+    nodes += [node for function in copy.functions.values() for node in function.all_nodes()]
+    for node in nodes:
+        for output in node.outputs:
+            output.shape = None
+    return copy

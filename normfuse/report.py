@@ -101,7 +101,7 @@ class Certificate:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Certificate":
         """A certificate from its JSON-ready values."""
-        known = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        known: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in fields.items()}
         return cls(**known)
 
 

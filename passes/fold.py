@@ -221,10 +221,10 @@ class FoldPass(ir.passes.InPlacePass):
                 reasons.append(obstacle)
                 continue
             reasons.append("it would take as many nodes as it removes")
-        obstacle = self._merge(site, weights)
-        if obstacle is None:
+        unmerged = self._merge(site, weights)
+        if unmerged is None:
             return None
-        reasons.extend([obstacle] if obstacle else [])
+        reasons.extend([unmerged] if unmerged else [])
         if count == 1 and _is_bias_of_product(site):
             return ""
         return "; ".join(dict.fromkeys(reasons))
