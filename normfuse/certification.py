@@ -262,8 +262,8 @@ def _resized(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> ir.Model
     """A copy with inputs of these shapes, which says nothing of the shapes of what it computes."""
     copy = model.clone()
     for value in copy.graph.inputs:
-        if value.name in shapes:
-            value.shape = ir.Shape(shapes[value.name])
+        if str(value.name) in shapes:
+            value.shape = ir.Shape(shapes[str(value.name)])
     nodes = [node for graph in copy.graphs() for node in graph]
     nodes += [node for function in copy.functions.values() for node in function.all_nodes()]
     for node in nodes:

@@ -18,6 +18,9 @@ from normfuse.passes.weights import EXACT, constant_tensor
 _MOST_NODES = 512
 """A part with more nodes than this is not cut out."""
 
+_STEPS_BETWEEN = 4
+"""So many nodes may lie between two that a change touches."""
+
 _SHAPE_READERS = ("Shape", "Size")
 """Readers to whom only the dimensions matter: they belong to the part, and what they make of it is what flows out."""
 
@@ -64,8 +67,8 @@ class Region:
         Raises:
             RefusedError: it cannot stand alone: with the reason.
         """
-        changed = dict.fromkeys(nodes)
-        for node in nodes:
+        changed = dict.fromkeys([*nodes, *_enclosed(nodes)])
+        for node in tuple(changed):
             for value in node.outputs:
                 readers = (use.node for use in value.uses())
                 changed.update(dict.fromkeys(one for one in readers if operator(one) in _SHAPE_READERS))
@@ -127,6 +130,28 @@ class Region:
             ir.Model(graph, ir_version=model.ir_version, functions=[function.clone() for function in called]),
             ir.Model(exact, ir_version=model.ir_version, functions=[function.clone() for function in called]),
         )
+
+
+def _enclosed(nodes: Collection[ir.Node]) -> Iterator[ir.Node]:
+    """The nodes between some others: what they read is not free where it is computed of what those compute."""
+    inside = set(nodes)
+    reached: dict[ir.Node, ir.Node | None] = {}  # each with the one that it was reached from
+    edge: list[ir.Node | None] = [None]
+    for _ in range(_STEPS_BETWEEN):
+        following: list[ir.Node | None] = []
+        for node in edge:
+            outputs = node.outputs if node is not None else [value for one in nodes for value in one.outputs]
+            for use in (use for value in outputs for use in value.uses()):
+                if use.node in inside:
+                    between = node
+                    while between is not None and between not in inside:
+                        inside.add(between)
+                        yield between
+                        between = reached[between]
+                elif use.node not in reached and use.node.graph is not None and len(reached) < _MOST_NODES:
+                    reached[use.node] = node
+                    following.append(use.node)
+        edge = following
 
 
 def _bounds(changed: Collection[ir.Node]) -> tuple[list[ir.Value], list[ir.Node]]:

@@ -367,3 +367,16 @@ def test_certificates_with_external_data(tmp_path: Path) -> None:
 
 def test_ops_of_the_net_are_as_without_certificates() -> None:
     assert ops(pipeline.optimize(net(), "cpu").model) == ops(pipeline.optimize(net(), "cpu", verify=False).model)
+
+
+def test_what_lies_between_belongs_to_the_part() -> None:
+    text = (
+        "(float[2,4,4,8] x, float[2,4,4,8] z) => (float[2,4,4,8] y, float[2,8,4,4] v) { a = Add(x, z)"
+        "  t = Transpose <perm = [0,3,1,2]> (a)  n = Exp(t)  y = Transpose <perm = [0,2,3,1]> (n)  v = Neg(t) }"
+    )
+    model = load(build(text))
+    nodes = {str(node.name): node for node in model.graph}
+    region = Region(model, [nodes["a"], nodes["n"]])
+    assert [node.op_type for node in region.before.graph][:3] == ["Add", "Transpose", "Exp"]
+    assert len(region.before.graph.inputs) == 2
+    assert len(region.before.graph.outputs) == 2  # n for y, t for v
