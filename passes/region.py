@@ -10,6 +10,7 @@ between those readers and those values.
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from normfuse.passes.access import RefusedError, operator
@@ -116,12 +117,12 @@ class Region:
         for old, new in zip(nodes, exact, strict=True):
             for value, copy in zip(old.outputs, new.outputs, strict=True):
                 if EXACT in value.meta and "value" in new.attributes:
-                    new.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.meta[EXACT]))
+                    new.attributes["value"] = ir.AttrTensor("value", _exact(value))
                     copy.type = ir.TensorType(ir.DataType.DOUBLE)  # a type is shared by all copies
         for value in constants:
             copy = exact.initializers[str(value.name)]
             if EXACT in value.meta:
-                copy.const_value = ir.tensor(value.meta[EXACT], name=copy.name)
+                copy.const_value = _exact(value)
                 copy.type = ir.TensorType(ir.DataType.DOUBLE)
         for one in (graph, exact):
             _rename(one)
@@ -130,6 +131,11 @@ class Region:
             ir.Model(graph, ir_version=model.ir_version, functions=[function.clone() for function in called]),
             ir.Model(exact, ir_version=model.ir_version, functions=[function.clone() for function in called]),
         )
+
+
+def _exact(value: ir.Value) -> "ir.Tensor[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]":
+    """What is known of a constant in float64."""
+    return ir.Tensor(np.asarray(value.meta[EXACT], np.float64), name=value.name)
 
 
 def _enclosed(nodes: Collection[ir.Node]) -> Iterator[ir.Node]:
