@@ -71,7 +71,7 @@ class Region:
         changed = dict.fromkeys([*nodes, *_enclosed(nodes)])
         for node in tuple(changed):
             for value in node.outputs:
-                readers = (use.node for use in value.uses())
+                readers = (use.node for use in value.uses() if use.node.graph is not None)
                 changed.update(dict.fromkeys(one for one in readers if operator(one) in _SHAPE_READERS))
         self._inputs, members = _bounds(changed)
         self.names = tuple(node.name or node.op_type for node in nodes)

@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 str(found.left_out),
                 f"{found.worst:.2f}",
                 "FAILED" if found.proved is None else f"{found.proved:.2f}",
-                *(f"{seconds:.1f}" for seconds in found.seconds),
+                *(f"{one:.1f}" for one in found.seconds),
                 found.rechecked or "hold",
             )
             print(f"{name} done", file=sys.stderr)
