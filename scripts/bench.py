@@ -1,7 +1,8 @@
 """Latency before and after normfuse: `python -m scripts.bench [--threads N] [--rounds N] [--peer PEER] [NAME ...]`.
 
 `python -m scripts.bench lowerings` measures the rows of LOWERINGS, `python -m scripts.bench scale` how the time of
-optimizing grows: see `scripts.bench_lowerings` and `scripts.bench_scale`.
+optimizing grows, `python -m scripts.bench large` its time and memory on a model of several gigabytes: see
+`scripts.bench_lowerings`, `scripts.bench_scale` and `scripts.bench_large`.
 
 Real models, and, where torch is installed, our own nets as torch's exporters write them by default. The variants of a
 model are timed in one process, in turn (`normfuse.bench`), at ORT_ENABLE_ALL: what is shown is the gain net of what
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 EXPORTS: "dict[Exporter, int]" = {"dynamo": 20, "torchscript": 17}
 """The opset each exporter is asked for."""
 
-STUDIES = ("lowerings", "scale")
+STUDIES = ("large", "lowerings", "scale")
 """First words that measure something else than whole models."""
 
 
