@@ -54,10 +54,10 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
 
 
 def test_one_session_is_open_at_a_time(pair: tuple[Path, Path], opened: list[int], tmp_path: Path) -> None:
-    parity = verify(*pair)
+    parity = verify(*pair, seeds=1)
     assert parity.passed, parity.reason
     assert parity.judged_by == "noise"
-    assert parity.probes > 10
+    assert parity.probes > 5
     assert any("one session is open at a time" in note for note in parity.notes)
     assert any("float64 oracle would hold" in note for note in parity.notes)
     assert opened[:5] == [1] * 5
@@ -84,7 +84,7 @@ def test_a_wrong_candidate_fails(pair: tuple[Path, Path], opened: list[int], tmp
     value = next(v for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor))
     assert value.const_value is not None
     value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1.001), name=value.name)
-    parity = verify(load(pair[0]), model)
+    parity = verify(load(pair[0]), model, seeds=1)
     assert not parity.passed
     assert parity.reason
 
@@ -108,7 +108,7 @@ def test_what_was_not_written_yet_is_judged_from_a_temporary_folder(
     del copy, value
     gc.collect()
     assert list(tmp_path.iterdir()) == []
-    assert verify(load(pair[0]), model).passed
+    assert verify(load(pair[0]), model, seeds=1).passed
 
 
 def test_the_budget_bounds_the_probes(pair: tuple[Path, Path], opened: list[int]) -> None:
