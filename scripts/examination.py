@@ -1,0 +1,178 @@
+"""What must be true of a model that was optimized for a target, whatever the model is: `examine`.
+
+Nothing crashes; the result is valid and loads; inputs and outputs are as they were; names are unique; it computes the
+same against the float64 oracle; a second run finds nothing to do; the source is not changed.
+"""
+
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import onnx
+import onnxruntime  # type: ignore[import-untyped]  # it ships no types
+
+import normfuse
+from normfuse.errors import NormfuseError, ParityError
+from normfuse.report import Report
+from normfuse.target import Target
+
+MICROSOFT = "com.microsoft"
+
+TARGETS = (Target("portable", 1), Target("cpu", 1), Target("cpu", 4), Target("cuda", 1))
+"""Where a model may be meant to run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What was found.
+
+    Attributes:
+        target: what the model was optimized for.
+        faults: what is wrong, one line each; the first word says of which kind.
+        rules: how often each rule changed something.
+        refused: how often each rule refused.
+        judged_by: what judged the result; empty where nothing did.
+        ratio: of the errors.
+    """
+
+    target: Target
+    faults: tuple[str, ...]
+    rules: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    judged_by: str = ""
+    ratio: float = 0.0
+
+
+def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Examination:
+    """Optimizes a model for a target and looks at all that must be true.
+
+    Args:
+        model: a valid model.
+        target: where it will run.
+        on_runtime: whether ONNX Runtime loads the model on the CPU; else the reference evaluator judges.
+
+    Returns:
+        what was found; what is raised is a fault too.
+    """
+    before = model.SerializeToString(deterministic=True)
+    faults: list[str] = []
+    try:
+        result = normfuse.optimize(model, target, verify=False)
+        faults += _parity(model, result, target, on_runtime)
+        faults += _structure(model, result.model, target)
+        faults += _again(result.model, target)
+    except Exception as error:  # whatever it is, it is what is looked for
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        said = " ".join(str(error).split())[:300]
+        faults.append(f"crash: {type(error).__name__}: {said} ({where.name}, line {where.lineno})")
+        return Examination(target, tuple(faults))
+    if model.SerializeToString(deterministic=True) != before:
+        faults.append("source: the caller's model was changed")
+    report: Report = result.report
+    parity = report.parity
+    return Examination(
+        target,
+        tuple(faults),
+        Counter(change.rule for change in report.changes),
+        Counter(refusal.rule for refusal in report.refusals),
+        parity.judged_by if parity else "",
+        parity.ratio if parity else 0.0,
+    )
+
+
+def loads(model: onnx.ModelProto) -> bool:
+    """Whether ONNX Runtime has kernels for all of a model on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception:  # ONNX Runtime has an exception for everything
+        return False
+    return True
+
+
+def _parity(model: onnx.ModelProto, result: normfuse.Result, target: Target, on_runtime: bool) -> Iterator[str]:
+    provider = target.provider if on_runtime else "cuda"
+    try:
+        parity = normfuse.verify(model, result.model, provider=provider, stand_in=True)
+    except ParityError as error:
+        yield f"parity: {error}"
+        return
+    except NormfuseError as error:
+        yield f"target: {' '.join(str(error).split())[:300]}"
+        return
+    result.report.parity = parity
+    if not parity.passed:
+        yield f"parity: {parity.reason}"
+
+
+def _structure(before: onnx.ModelProto, after: onnx.ModelProto, target: Target) -> Iterator[str]:
+    opset = next(one.version for one in before.opset_import if one.domain in ("", "ai.onnx"))
+    own = any(node.op_type == "LayerNormalization" for node in _nodes(after)) and opset < 17
+    if target.provider == "portable" or not own:  # ONNX Runtime has a LayerNormalization below opset 17, onnx has not
+        try:
+            onnx.checker.check_model(after, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            yield f"checker: {' '.join(str(error).split())[:300]}"
+    initial = {tensor.name for tensor in before.graph.initializer}
+    inputs = [[one for one in graph.input if one.name not in initial] for graph in (before.graph, after.graph)]
+    if inputs[0] != inputs[1]:
+        yield "signature: inputs changed"
+    if list(before.graph.output) != list(after.graph.output):
+        yield "signature: outputs changed"
+    names = Counter(node.name for node in _nodes(after))
+    if twice := [name for name, count in names.items() if count > 1 or not name]:
+        yield f"names: {twice[:3]} are empty or not unique"
+    domains = {one.domain for one in after.opset_import}
+    allowed = {one.domain for one in before.opset_import}
+    allowed |= {MICROSOFT} if target.provider != "portable" else set()
+    if not domains <= allowed or {node.domain for node in _nodes(after)} - domains - {"ai.onnx"}:
+        yield f"domains: {sorted(domains)} are imported"
+    for node in _nodes(after):
+        if node.domain == MICROSOFT and (wrong := _schema_fault(node)):
+            yield f"schema: {node.op_type} {node.name!r}: {wrong}"
+
+
+def _schema_fault(node: onnx.NodeProto) -> str:
+    schema = _schemas().get(node.op_type)
+    if schema is None:
+        return "ONNX Runtime does not define it"
+    given = {attribute.name for attribute in node.attribute}
+    if not given <= set(schema.attributes):
+        return f"it has no attribute {sorted(given - set(schema.attributes))}"
+    if missing := {one.name for one in schema.attributes.values() if one.required} - given:
+        return f"it lacks {sorted(missing)}"
+    if not schema.min_input <= len(node.input) <= schema.max_input or len(node.output) > schema.max_output:
+        return f"it has {len(node.input)} inputs and {len(node.output)} outputs"
+    return ""
+
+
+@cache
+def _schemas() -> dict[str, Any]:
+    from onnxruntime.capi.onnxruntime_pybind11_state import (  # type: ignore[import-untyped]  # it ships no types
+        get_all_operator_schema,
+    )
+
+    return {schema.name: schema for schema in get_all_operator_schema() if schema.domain == MICROSOFT}
+
+
+def _again(model: onnx.ModelProto, target: Target) -> Iterator[str]:
+    changes = normfuse.optimize(model, target, verify=False).report.changes
+    if changes:
+        found = "; ".join(f"{change.rule} {change.nodes[:2]} {change.detail}" for change in changes[:3])
+        yield f"idempotence: a second run finds {found}"
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    graphs: list[Any] = [model.graph, *model.functions]
+    while graphs:
+        for node in graphs.pop().node:
+            yield node
+            for attribute in node.attribute:
+                graphs += [attribute.g] if attribute.HasField("g") else []
+                graphs += attribute.graphs
