@@ -15,11 +15,17 @@ import onnx
 import onnxruntime  # type: ignore[import-untyped]  # it ships no types
 
 import normfuse
-from normfuse.errors import NormfuseError, ParityError
+from normfuse.contest import Contest
+from normfuse.errors import NormfuseError
+from normfuse.judging import Deck, judge_by_noise
+from normfuse.model import load
+from normfuse.probes import plan
 from normfuse.report import Report
 from normfuse.target import Target
 
 MICROSOFT = "com.microsoft"
+
+# ONNX Runtime has operators of its own in the default domain, which onnx's checker does not know: the result loads there.
 
 TARGETS = (Target("portable", 1), Target("cpu", 1), Target("cpu", 4), Target("cuda", 1))
 """Where a model may be meant to run."""
@@ -36,6 +42,8 @@ class Examination:
         refused: how often each rule refused.
         judged_by: what judged the result; empty where nothing did.
         ratio: of the errors.
+        ill_conditioned: why the proof failed, where the noise of the original's own weights explains it: a graph that
+            amplifies roundings, such as the normalization of a constant.
     """
 
     target: Target
@@ -44,6 +52,7 @@ class Examination:
     refused: Counter[str] = field(default_factory=Counter)
     judged_by: str = ""
     ratio: float = 0.0
+    ill_conditioned: str = ""
 
 
 def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Examination:
@@ -59,9 +68,14 @@ def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Exam
     """
     before = model.SerializeToString(deterministic=True)
     faults: list[str] = []
+    excuse = ""
     try:
         result = normfuse.optimize(model, target, verify=False)
-        faults += _parity(model, result, target, on_runtime)
+        where = target.provider if on_runtime else "cuda"  # which is not here: the evaluator stands in
+        fault = _parity(model, result, where)
+        if fault.startswith("parity") and _is_noise(model, result.model, where):
+            fault, excuse = "", fault
+        faults += [fault] if fault else []
         faults += _structure(model, result.model, target)
         faults += _again(result.model, target)
     except Exception as error:  # whatever it is, it is what is looked for
@@ -80,15 +94,19 @@ def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Exam
         Counter(refusal.rule for refusal in report.refusals),
         parity.judged_by if parity else "",
         parity.ratio if parity else 0.0,
+        excuse,
     )
 
 
 def loads(model: onnx.ModelProto) -> bool:
-    """Whether ONNX Runtime has kernels for all of a model on the CPU."""
+    """Whether ONNX Runtime has kernels for all of a model on the CPU, and takes its inputs and outputs from numpy."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    kinds = [one.type.tensor_type.elem_type for one in (*model.graph.input, *model.graph.output)]
+    if onnx.TensorProto.BFLOAT16 in kinds:
+        return False
     try:
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception:  # ONNX Runtime has an exception for everything
@@ -96,25 +114,27 @@ def loads(model: onnx.ModelProto) -> bool:
     return True
 
 
-def _parity(model: onnx.ModelProto, result: normfuse.Result, target: Target, on_runtime: bool) -> Iterator[str]:
-    provider = target.provider if on_runtime else "cuda"
+def _parity(model: onnx.ModelProto, result: normfuse.Result, provider: str) -> str:
+    """What is wrong with what the result computes; nothing where it is right."""
     try:
         parity = normfuse.verify(model, result.model, provider=provider, stand_in=True)
-    except ParityError as error:
-        yield f"parity: {error}"
-        return
     except NormfuseError as error:
-        yield f"target: {' '.join(str(error).split())[:300]}"
-        return
+        return f"target: {' '.join(str(error).split())[:300]}"
     result.report.parity = parity
-    if not parity.passed:
-        yield f"parity: {parity.reason}"
+    return "" if parity.passed else f"parity: {parity.reason}"
+
+
+def _is_noise(model: onnx.ModelProto, optimized: onnx.ModelProto, provider: str) -> bool:
+    """Whether the result is as near to the original as the original is to itself with weights moved by an ulp."""
+    contest = Contest(load(model), load(optimized), provider, stand_in=True)
+    judgement = judge_by_noise(contest, Deck([], plan(contest.reference, contest.accepts, None)), 2, 60, lambda _: None)
+    return bool(judgement.probes) and not judgement.failed
 
 
 def _structure(before: onnx.ModelProto, after: onnx.ModelProto, target: Target) -> Iterator[str]:
     opset = next(one.version for one in before.opset_import if one.domain in ("", "ai.onnx"))
-    own = any(node.op_type == "LayerNormalization" for node in _nodes(after)) and opset < 17
-    if target.provider == "portable" or not own:  # ONNX Runtime has a LayerNormalization below opset 17, onnx has not
+    own = {"SimplifiedLayerNormalization", *(["LayerNormalization"] if opset < 17 else [])}
+    if target.provider == "portable" or not any(node.op_type in own for node in _nodes(after)):
         try:
             onnx.checker.check_model(after, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -118,7 +118,7 @@ def deconvolution(g: Growth, x: Value) -> Value:
     each = g.choose(1, 2, 3)
     kernel, stride, dilation = g.choose(1, 2, 3), g.choose(1, 1, 2), g.choose(1, 1, 2)
     pad, more = g.choose(0, 0, 1), g.choose(0, 1)
-    need(more < max(stride, dilation))
+    need(more < stride)
     spatial: list[Dim] = []
     for dim in x.dims[2:]:
         grown = more + dilation * (kernel - 1) + 1 - 2 * pad

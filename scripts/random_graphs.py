@@ -24,7 +24,7 @@ SHAPES: tuple[tuple[int, ...], ...] = (
 )
 """Of inputs: images, sequences, rows, volumes; sizes of 1, several samples, as many channels as rows."""
 
-SYMBOLS = (("N",), ("N", "C", "H", "W", "D"), ("S", "C", "S", "S", "S"))
+SYMBOLS = (("N",), ("N", "C", "H", "W", "D"), ("N", "C", "S", "S", "S"))
 """Names of dynamic dimensions: the batch, all but the channels, and one name for several."""
 
 
