@@ -244,7 +244,7 @@ def rewrite(
     tuner = _tuner(tune, where, shapes)
     before = Counts.of(model)
     typed = _typed_names(model)
-    declared = [(value.type, value.shape) for value in model.graph.outputs]
+    declared = {graph: [(value.type, value.shape) for value in graph.outputs] for graph in model.graphs()}
     journal, choice = journal or Journal(), choose or tuner or by_table
     journal.model = model
     preparing, joining = PreparePass(freeze, ignore, journal), LayoutPass(journal)
@@ -275,16 +275,17 @@ def rewrite(
         for repeat in range(_ROUNDS):
             if repeat:
                 RemoveUnusedNodesPass()(model)  # they count as readers
-            written = len(blocking.changes) + len(lowering.changes) + len(joining.changes)
+            written = sum(len(stage.changes) for stage in (folding, blocking, lowering, joining))
             for name, stage in joint.items():
                 run(name, stage)
-            if written == len(blocking.changes) + len(lowering.changes) + len(joining.changes):
+            if written == sum(len(stage.changes) for stage in (folding, blocking, lowering, joining)):
                 break
         forget_exact(model)
         run("clean", CleanPass())
     _forget_types(model, typed)
-    for value, (kind, shape) in zip(model.graph.outputs, declared, strict=True):
-        value.type, value.shape = kind, shape
+    for graph in model.graphs():
+        for value, (kind, shape) in zip(graph.outputs, declared.get(graph, ()), strict=False):
+            value.type, value.shape = kind, shape
     written_anew = (*blocking.changes, *lowering.changes)
     rewritten = {name for change in written_anew for name in (*change.nodes, *change.into)}
     raised = [] if raising is None else raising.changes

@@ -19,6 +19,9 @@ from normfuse.contest import Contest
 from normfuse.errors import NormfuseError
 from normfuse.judging import Deck, judge_by_noise
 from normfuse.model import load
+from normfuse.passes.lift import LiftPass
+from normfuse.passes.prepare import PreparePass
+from normfuse.pipeline import quiet
 from normfuse.probes import plan
 from normfuse.report import Report
 from normfuse.target import Target
@@ -67,10 +70,15 @@ def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Exam
         what was found; what is raised is a fault too.
     """
     before = model.SerializeToString(deterministic=True)
+    lifting = LiftPass()
     faults: list[str] = []
     excuse = ""
     try:
         result = normfuse.optimize(model, target, verify=False)
+        with quiet():
+            copy = load(model)
+            PreparePass()(copy)
+            lifting(copy)
         where = target.provider if on_runtime else "cuda"  # which is not here: the evaluator stands in
         fault = _parity(model, result, where)
         if fault.startswith("parity") and _is_noise(model, result.model, where):
@@ -79,9 +87,9 @@ def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Exam
         faults += _structure(model, result.model, target)
         faults += _again(result.model, target)
     except Exception as error:  # whatever it is, it is what is looked for
-        where = traceback.extract_tb(error.__traceback__)[-1]
+        last = traceback.extract_tb(error.__traceback__)[-1]
         said = " ".join(str(error).split())[:300]
-        faults.append(f"crash: {type(error).__name__}: {said} ({where.name}, line {where.lineno})")
+        faults.append(f"crash: {type(error).__name__}: {said} ({last.name}, line {last.lineno})")
         return Examination(target, tuple(faults))
     if model.SerializeToString(deterministic=True) != before:
         faults.append("source: the caller's model was changed")
@@ -90,7 +98,7 @@ def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Exam
     return Examination(
         target,
         tuple(faults),
-        Counter(change.rule for change in report.changes),
+        Counter(change.rule for change in (*lifting.changes, *report.changes)),
         Counter(refusal.rule for refusal in report.refusals),
         parity.judged_by if parity else "",
         parity.ratio if parity else 0.0,
@@ -99,25 +107,44 @@ def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Exam
 
 
 def loads(model: onnx.ModelProto) -> bool:
-    """Whether ONNX Runtime has kernels for all of a model on the CPU, and takes its inputs and outputs from numpy."""
+    """Whether ONNX Runtime has kernels for all of a model on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    kinds = [one.type.tensor_type.elem_type for one in (*model.graph.input, *model.graph.output)]
-    if onnx.TensorProto.BFLOAT16 in kinds:
-        return False
     try:
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(widened(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception:  # ONNX Runtime has an exception for everything
         return False
     return True
 
 
+def widened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with bfloat16 inputs and outputs as float32 beyond a Cast: ONNX Runtime takes no bfloat16 from numpy."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph, narrow = copy.graph, onnx.TensorProto.BFLOAT16
+    initial = {tensor.name for tensor in graph.initializer}
+    casts = []
+    for ports, to in ((graph.input, narrow), (graph.output, onnx.TensorProto.FLOAT)):
+        for port in ports:
+            if port.type.tensor_type.elem_type != narrow or port.name in initial:
+                continue
+            name, port.name = port.name, f"{port.name}_as_float"
+            port.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+            ends = (port.name, name) if to == narrow else (name, port.name)
+            casts.append(onnx.helper.make_node("Cast", [ends[0]], [ends[1]], name=f"n_{port.name}", to=to))
+    nodes = [*(node for node in casts if node.output[0] not in {port.name for port in graph.output}), *graph.node]
+    nodes += [node for node in casts if node.output[0] in {port.name for port in graph.output}]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return copy
+
+
 def _parity(model: onnx.ModelProto, result: normfuse.Result, provider: str) -> str:
     """What is wrong with what the result computes; nothing where it is right."""
     try:
-        parity = normfuse.verify(model, result.model, provider=provider, stand_in=True)
+        parity = normfuse.verify(widened(model), widened(result.model), provider=provider, stand_in=True)
     except NormfuseError as error:
         return f"target: {' '.join(str(error).split())[:300]}"
     result.report.parity = parity
@@ -126,7 +153,7 @@ def _parity(model: onnx.ModelProto, result: normfuse.Result, provider: str) -> s
 
 def _is_noise(model: onnx.ModelProto, optimized: onnx.ModelProto, provider: str) -> bool:
     """Whether the result is as near to the original as the original is to itself with weights moved by an ulp."""
-    contest = Contest(load(model), load(optimized), provider, stand_in=True)
+    contest = Contest(load(widened(model)), load(widened(optimized)), provider, stand_in=True)
     judgement = judge_by_noise(contest, Deck([], plan(contest.reference, contest.accepts, None)), 2, 60, lambda _: None)
     return bool(judgement.probes) and not judgement.failed
 

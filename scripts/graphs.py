@@ -169,9 +169,7 @@ class Growth:
     def within(self, *, inline: bool = False) -> "Growth":
         """The body of a subgraph of this one; where `inline`, of a function, which sees nothing around it."""
         values, pool = ([], {}) if inline else (list(self.values), {key: list(had) for key, had in self.pool.items()})
-        return replace(
-            self, inline=inline, nodes=[], constants=[], values=values, pool=pool, depth=self.depth + 1
-        )
+        return replace(self, inline=inline, nodes=[], constants=[], values=values, pool=pool, depth=self.depth + 1)
 
     def constant(self, content: Any, dtype: Any = None) -> str:
         """Writes a constant, an initializer or a Constant node, and returns its name."""
@@ -324,4 +322,5 @@ def accepts(operator: str, opset: int, dtype: str) -> bool:
     kinds = {"float32": "float", "float64": "double"}
     kind = f"tensor({kinds.get(dtype, dtype)})"
     read = schema.inputs if operator in ("Pow", "Loop", "Scan", "If") else schema.inputs[:1]
+    read = [*read, *schema.outputs] if operator == "If" else read
     return all(kind in one.types for one in read if "tensor(float)" in one.types)

@@ -141,13 +141,14 @@ def gemm(g: Growth, x: Value) -> Value:
     outputs, other = g.choose(4, 3, 6), g.chance(50)
     attributes: dict[str, object] = {"alpha": 1.5} if g.chance(30) else {}
     attributes |= {"beta": g.choose(0.5, 0.0)} if g.chance(30) else {}
+    shape: tuple[Dim, Dim]
     attributes |= {"transA": int(other if right else turned), "transB": int(turned if right else other)}
     if right:
         weight = g.weight(*((inner, outputs) if other else (outputs, inner)))
-        shape, dims = (outputs, rows), [weight, x.name]
+        shape, operands = (outputs, rows), [weight, x.name]
     else:
         weight = g.weight(*((outputs, inner) if other else (inner, outputs)))
-        shape, dims = (rows, outputs), [x.name, weight]
+        shape, operands = (rows, outputs), [x.name, weight]
     kinds: list[tuple[int, ...] | None] = [None] if g.opset >= 11 else []
     last = shape[1]
     kinds += [(last,), (1, last)] if isinstance(last, int) else []
@@ -156,7 +157,7 @@ def gemm(g: Growth, x: Value) -> Value:
     kinds += [(first, 1)] if isinstance(first, int) else []
     kinds += [(first, last)] if isinstance(first, int) and isinstance(last, int) else []
     kind = g.choose(*kinds)
-    return g.add("Gemm", [*dims, *([] if kind is None else [g.weight(*kind)])], shape, **attributes)
+    return g.add("Gemm", [*operands, *([] if kind is None else [g.weight(*kind)])], shape, **attributes)
 
 
 def product(g: Growth, x: Value) -> Value:
@@ -206,7 +207,7 @@ def embedding(g: Growth, x: Value) -> Value:
 def bias(g: Growth, x: Value) -> Value:
     """A linear operator and a bias behind it."""
     made = g.choose(product, convolution, gemm)(g, x)
-    axis = 1 if 3 <= made.rank and g.nodes[-1].op_type == "Conv" else made.rank - 1
+    axis = 1 if made.rank >= 3 and g.nodes[-1].op_type == "Conv" else made.rank - 1
     shape = (made.size(axis), *[1] * (made.rank - 1 - axis))
     return g.both("Add", made.name, g.weight(*shape, low=-1.0), made.dims)
 

@@ -45,9 +45,7 @@ def condition(g: Growth, x: Value) -> str:
     """A bool that depends on x, or the constant true."""
     name = g.name("p")
     if g.chance(30):
-        g.nodes.append(
-            onnx.helper.make_node("Constant", [], [name], name=f"n_{name}", value=_true(g.name("true")))
-        )
+        g.nodes.append(onnx.helper.make_node("Constant", [], [name], name=f"n_{name}", value=_true(g.name("true"))))
         return name
     total = g.reduce("ReduceSum", x, range(x.rank), keepdims=False)
     g.nodes.append(onnx.helper.make_node("Greater", [total.name, g.constant(0.1)], [name], name=f"n_{name}"))

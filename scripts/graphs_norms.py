@@ -184,9 +184,7 @@ def adaptive(g: Growth, x: Value) -> Value:
     else:
         code = g.reduce("ReduceMean", x, [2, 3])
         channels = x.size(1)
-        scale, shift = (
-            g.add("Conv", [code.name, g.weight(channels, channels, 1, 1)], code.dims) for _ in range(2)
-        )
+        scale, shift = (g.add("Conv", [code.name, g.weight(channels, channels, 1, 1)], code.dims) for _ in range(2))
         made = standardized(g, x, [2, 3]) if g.chance(50) else instance_norm(g, x)
     if g.chance(50):
         scale = g.both("Add", scale.name, g.number(1.0), scale.dims)

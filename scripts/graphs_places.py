@@ -1,5 +1,7 @@
 """Steps of random graphs: operators that move, select and join elements, and those that an affine map may pass."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 
@@ -116,7 +118,7 @@ def split(g: Growth, x: Value) -> Value:
     parts = [size // 2] * 2 if size % 2 == 0 else [1, size - 1]
     need(accepts("Split", g.opset, g.dtype.name))
     names = [g.name("v") for _ in parts]
-    attributes: dict[str, object] = {"axis": axis}
+    attributes: dict[str, Any] = {"axis": axis}
     inputs = [x.name]
     if parts[0] != parts[1] or g.opset >= 18 or g.chance(50):
         if g.opset >= 13:
@@ -171,7 +173,9 @@ def pool(g: Growth, x: Value) -> Value:
     if operator.startswith("Global"):
         return g.add(operator, [x.name], (*x.dims[:2], *[1] * places))
     kernel, stride, padded = g.choose(2, 3), g.choose(1, 2), g.choose(0, 1)
-    attributes = {"count_include_pad": g.choose(0, 1)} if operator == "AveragePool" and g.chance(50) else {}
+    attributes: dict[str, Any] = (
+        {"count_include_pad": g.choose(0, 1)} if operator == "AveragePool" and g.chance(50) else {}
+    )
     spatial: list[Dim] = []
     for dim in x.dims[2:]:
         if isinstance(dim, str):

@@ -59,9 +59,7 @@ def dims(g: Growth) -> tuple[Dim, ...]:
     if not g.chance(35):
         return shape
     symbols = g.choose(*SYMBOLS)
-    return tuple(
-        symbols[axis] if axis < len(symbols) and axis != 1 else dim for axis, dim in enumerate(shape)
-    )
+    return tuple(symbols[axis] if axis < len(symbols) and axis != 1 else dim for axis, dim in enumerate(shape))
 
 
 def _outputs(g: Growth, given: set[str]) -> list[Value]:

@@ -177,8 +177,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--graphs", type=int, help="so many graphs at most")
     parser.add_argument("--targets", default="portable,cpu,cuda", help="separated by commas (portable,cpu,cuda)")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="at once (1)")
-    parser.add_argument("--one", type=int, metavar="SEED", help="examine the graph of this seed alone, and write it out")
-    parser.add_argument("--out", type=Path, default=Path("soak-failures"), help="folder for what failed (soak-failures)")
+    parser.add_argument(
+        "--one", type=int, metavar="SEED", help="examine the graph of this seed alone, and write it out"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("soak-failures"), help="folder for what failed (soak-failures)"
+    )
     options = parser.parse_args(arguments)
     targets = [one for one in TARGETS if one.provider in options.targets.split(",")]
     if not targets:
