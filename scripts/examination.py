@@ -28,8 +28,6 @@ from normfuse.target import Target
 
 MICROSOFT = "com.microsoft"
 
-# ONNX Runtime has operators of its own in the default domain, which onnx's checker does not know: the result loads there.
-
 TARGETS = (Target("portable", 1), Target("cpu", 1), Target("cpu", 4), Target("cuda", 1))
 """Where a model may be meant to run."""
 
@@ -120,7 +118,7 @@ def loads(model: onnx.ModelProto) -> bool:
 
 
 def widened(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with bfloat16 inputs and outputs as float32 beyond a Cast: ONNX Runtime takes no bfloat16 from numpy."""
+    """The model with a Cast from and to float32 at inputs and outputs of bfloat16, which numpy cannot give the runtime."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph, narrow = copy.graph, onnx.TensorProto.BFLOAT16
@@ -160,6 +158,7 @@ def _is_noise(model: onnx.ModelProto, optimized: onnx.ModelProto, provider: str)
 
 def _structure(before: onnx.ModelProto, after: onnx.ModelProto, target: Target) -> Iterator[str]:
     opset = next(one.version for one in before.opset_import if one.domain in ("", "ai.onnx"))
+    # operators of ONNX Runtime in the default domain, which onnx's checker does not know: the result loads there
     own = {"SimplifiedLayerNormalization", *(["LayerNormalization"] if opset < 17 else [])}
     if target.provider == "portable" or not any(node.op_type in own for node in _nodes(after)):
         try:

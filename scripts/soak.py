@@ -133,7 +133,11 @@ def soak(seeds: Iterator[int], targets: Sequence[Target], deadline: float, proce
     try:
         while running or time.monotonic() < deadline:
             while len(running) < processes and time.monotonic() < deadline:
-                seed = next(seeds)
+                following = next(seeds, None)
+                if following is None:
+                    deadline = 0.0
+                    break
+                seed = following
                 running[pool.submit(look, seed, targets)] = seed, time.monotonic()
             done, _ = wait(running, timeout=5, return_when=FIRST_COMPLETED)
             for future in done:
@@ -177,24 +181,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--graphs", type=int, help="so many graphs at most")
     parser.add_argument("--targets", default="portable,cpu,cuda", help="separated by commas (portable,cpu,cuda)")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="at once (1)")
-    parser.add_argument(
-        "--one", type=int, metavar="SEED", help="examine the graph of this seed alone, and write it out"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("soak-failures"), help="folder for what failed (soak-failures)"
-    )
+    parser.add_argument("--one", type=int, metavar="SEED", help="examine this graph alone, and write it out")
+    parser.add_argument("--out", type=Path, default=Path("soak-failures"), help="folder for failures (soak-failures)")
     options = parser.parse_args(arguments)
     targets = [one for one in TARGETS if one.provider in options.targets.split(",")]
     if not targets:
         parser.error(f"no such targets: {options.targets}")
     tally, start = Tally(), time.monotonic()
-    last = options.seed + options.graphs if options.graphs else sys.maxsize
     if options.one is not None:
         outcomes: Iterator[Outcome] = iter([look(options.one, targets)])
     else:
-        deadline = start + 60 * options.minutes
-        seeds = iter(range(options.seed, last + options.processes))
-        outcomes = soak(seeds, targets, deadline, options.processes)
+        seeds = iter(range(options.seed, options.seed + options.graphs if options.graphs else sys.maxsize))
+        outcomes = soak(seeds, targets, start + 60 * options.minutes, options.processes)
     for outcome in outcomes:
         tally.add(outcome)
         faults = list(outcome.faults())
@@ -202,8 +200,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"seed {outcome.seed}, {outcome.dtype}: {fault}", flush=True)
         if faults or options.one is not None:
             print(f"seed {outcome.seed}: written to {write(outcome, faults, options.out)}", flush=True)
-        if outcome.seed >= last - 1:
-            break
     print(f"{time.monotonic() - start:.0f} s")
     print("\n".join(tally.lines()))
     return int(bool(tally.failed))
