@@ -118,7 +118,7 @@ def loads(model: onnx.ModelProto) -> bool:
 
 
 def widened(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with a Cast from and to float32 at inputs and outputs of bfloat16, which numpy cannot give the runtime."""
+    """The model with a Cast from and to float32 where inputs and outputs are bfloat16: numpy has none."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph, narrow = copy.graph, onnx.TensorProto.BFLOAT16

@@ -1,0 +1,65 @@
+"""Models that once came out wrong: found by `scripts.soak` and made small, kept so that they stay right."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import normfuse
+from tests.parity import build, reasons_of
+
+EPSILON = {"e": np.float32(1e-3), "two": np.float32(2)}
+
+
+def again(model: onnx.ModelProto, target: Any = "portable", **options: Any) -> normfuse.Result:
+    """Optimizes a model with its proof, and asserts that a second run finds nothing."""
+    result = normfuse.optimize(model, target, **options)
+    assert result.report.parity is not None
+    assert result.report.parity.passed
+    changes = normfuse.optimize(result.model, target, verify=False).report.changes
+    assert not changes, changes
+    return result
+
+
+def test_a_norm_that_shows_when_a_map_has_moved_is_found_at_once() -> None:
+    """x · k + (β − m · k) of an x that is divided by a number: the division goes into the Conv first."""
+    model = build(
+        "(float[N,3,6,6] x) => (float[N,4,6,6] y) { c = Conv(x, w) d = Div(c, three) "
+        "m = ReduceMean<axes=[2,3]>(d) s = Sub(d, m) q = Mul(s, s) v = ReduceMean<axes=[2,3]>(q) a = Add(v, e) "
+        "r = Sqrt(a) i = Reciprocal(r) k = Mul(i, g) h = Mul(m, k) t = Sub(b, h) l = Mul(d, k) y = Add(l, t) }",
+        opset=13,
+        w=(4, 3, 1, 1),
+        three=np.float32(3),
+        g=(4, 1, 1),
+        b=(4, 1, 1),
+        **EPSILON,
+    )
+    result = again(model)
+    assert [node.op_type for node in result.model.graph.node] == ["Conv", "InstanceNormalization"], reasons_of(result)
+
+
+def test_an_output_of_a_subgraph_keeps_the_shape_that_it_states() -> None:
+    """What a Loop gives has no shape that could be inferred; ONNX Runtime wants one for the output of a Scan's body."""
+    model = build(
+        "(float[N,4,5] x) => (float[N,4,5] y) { y = Scan<num_scan_inputs=1, "
+        "body = step (float[4,5] s) => (float[4,5] o)"
+        " { n = Constant<value_int=2>() l = Loop(n, , s) <body = turn (int64 i, bool p, float[4,5] a) => "
+        "(bool q, float[4,5] r) { q = Identity(p) r = Sin(a) }> t = Add(l, s) o = Identity(t) }>(x) }"
+    )
+    result = again(model)
+    (scan,) = result.model.graph.node
+    (body,) = (attribute.g for attribute in scan.attribute if attribute.name == "body")
+    assert [dim.dim_value for dim in body.output[0].type.tensor_type.shape.dim] == [4, 5]
+    assert [node.op_type for node in body.node] == ["Loop", "Add"]
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda", "portable"])
+def test_the_map_behind_a_norm_stands_along_another_axis_than_its_channels(target: str) -> None:
+    model = build(
+        "(float[N,3,6,7] x) => (float[N,3,6,7] y) { i = InstanceNormalization(x, g, b) y = Add(i, k) }",
+        g=(3,),
+        b=(3,),
+        k=(6, 1),
+    )
+    again(model, target)
