@@ -121,15 +121,14 @@ def instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     channels = site.dims[1]
     _need(isinstance(channels, int), "the number of its channels is not known")
     scale, bias = scaled(site.scale, factor), site.bias
-    whole = is_along(scale, (1,), site.rank) and is_along(bias, (1,), site.rank)
-    gamma, beta = (
-        vector(operand if whole else None, neutral, (1,), site.dims, emitter, site.dtype)
-        for operand, neutral in ((scale, 1.0), (bias, 0.0))
-    )
-    if not whole and _are_per_image(site, (scale, bias), target):
+    scales = is_along(scale, (1,), site.rank)
+    shifts = scales and is_along(bias, (1,), site.rank)
+    gamma = vector(scale if scales else None, 1.0, (1,), site.dims, emitter, site.dtype)
+    beta = vector(bias if shifts else None, 0.0, (1,), site.dims, emitter, site.dtype)
+    if not shifts and _are_per_image(site, (scale, bias), target):
         return _by_image(site, root.epsilon, (scale, bias), emitter)
     value = emitter.op("InstanceNormalization", site.data, gamma, beta, dims=site.dims, epsilon=root.epsilon)
-    return value if whole else affine(site, value, scale, bias, emitter)
+    return affine(site, value, None if scales else scale, None if shifts else bias, emitter)
 
 
 def _are_per_image(site: NormSite, operands: tuple[Operand | None, ...], target: Target) -> bool:
@@ -185,15 +184,14 @@ def group_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     channels = site.dims[1]
     _need(isinstance(channels, int), "the number of its channels is not known")
     scale, bias = scaled(site.scale, factor), site.bias
-    whole = is_along(scale, (1,), site.rank) and is_along(bias, (1,), site.rank)
-    gamma, beta = (
-        vector(operand if whole else None, neutral, (1,), site.dims, emitter, site.dtype)
-        for operand, neutral in ((scale, 1.0), (bias, 0.0))
-    )
+    scales = is_along(scale, (1,), site.rank)
+    shifts = scales and is_along(bias, (1,), site.rank)
+    gamma = vector(scale if scales else None, 1.0, (1,), site.dims, emitter, site.dtype)
+    beta = vector(bias if shifts else None, 0.0, (1,), site.dims, emitter, site.dtype)
     value = emitter.op(
         "GroupNormalization", site.data, gamma, beta, dims=site.dims, num_groups=root.groups, epsilon=root.epsilon
     )
-    return value if whole else affine(site, value, scale, bias, emitter)
+    return affine(site, value, None if scales else scale, None if shifts else bias, emitter)
 
 
 def _sets(site: NormSite, groups: int | None, axes: tuple[int, ...]) -> tuple[list[int], int]:
