@@ -65,7 +65,7 @@ class Tally:
         judges: examinations by who judged.
         used: changes by rule.
         refused: refusals by rule.
-        excused: examinations whose proof failed by no more than the noise of the original's weights.
+        excused: examinations whose proof failed by no more than roundings in the original explain.
     """
 
     graphs: int = 0
@@ -101,7 +101,7 @@ class Tally:
         yield f"{self.judges.total()} results judged: {judges}"
         if self.excused:
             some = ", ".join(f"{seed} ({where})" for seed, where in self.excused[:5])
-            yield f"{len(self.excused)} not proved, within the noise of the original's own weights: {some}"
+            yield f"{len(self.excused)} not proved, but within what roundings make of the original: {some}"
         yield f"{self.used.total()} changes by {len(set(self.used) & set(names))} of {len(set(names))} rules"
         yield "by rule: " + ", ".join(f"{name} {count}" for name, count in self.used.most_common())
         never = [name for name in dict.fromkeys(names) if not self.used[name]]

@@ -9,7 +9,7 @@ import pytest
 import normfuse
 from tests.parity import build, reasons_of
 
-EPSILON = {"e": np.float32(1e-3), "two": np.float32(2)}
+EPSILON: dict[str, Any] = {"e": np.float32(1e-3), "two": np.float32(2)}
 
 
 def again(model: onnx.ModelProto, target: Any = "portable", **options: Any) -> normfuse.Result:
