@@ -14,11 +14,12 @@ import onnx_ir as ir
 
 from normfuse.errors import TargetError
 from normfuse.evaluated import Evaluated
+from normfuse.foreign import Foreign, Runner, Truth
 from normfuse.metric import PRECISIONS, Precision, is_float
 from normfuse.oracle import Oracle, OracleError
 from normfuse.ports import inputs_of
 from normfuse.probes import Inputs, move
-from normfuse.runtime import LEVELS, Level, Session, has_provider, session
+from normfuse.runtime import LEVELS, TF32, Level, has_provider, is_installed, require, session
 from normfuse.scaled import is_mapped
 from normfuse.streaming import STREAMED, settled, weight_bytes
 
@@ -70,7 +71,7 @@ class Contest:
         streams: whether one session is open at a time, as the models are large.
         sessions: those that are open, by model (0 the reference, 1 the candidate, 2 the reference with moved weights)
             and optimization level.
-        levels: the optimization levels that are judged.
+        levels: the optimization levels that are judged; with CUDA a float32 model is judged with TF32 on as well.
         notes: what else than the provider runs the models, and why.
     """
 
@@ -91,7 +92,8 @@ class Contest:
             candidate: the model as it became.
             provider: where both run.
             stand_in: whether the CPU provider runs them where ONNX Runtime does not have that provider here, and the
-                reference evaluator where the CPU provider cannot load them.
+                reference evaluator where the CPU provider cannot load them. Where ONNX Runtime is not installed, the
+                evaluator runs them in any case, unless it is CUDA that was asked for.
             levels: the optimization levels to judge, `disabled` among them.
             truth: what the oracle computes, where its weights are known better than the reference stores them.
 
@@ -102,8 +104,18 @@ class Contest:
         self.notes: list[str] = []
         self.truth = reference if truth is None else truth
         self.levels = levels
-        self._evaluates = False
-        self._stands_in = stand_in and not has_provider(provider)
+        self._evaluates = not is_installed()
+        if self._evaluates and not stand_in and provider == "cuda":
+            require(provider)
+        self._stands_in = stand_in and not self._evaluates and not has_provider(provider)
+        foreign = [isinstance(model, Foreign) for model in (reference, candidate)]
+        if self._evaluates or all(foreign):
+            self.levels = LEVELS[:1]
+        if self._evaluates and not all(foreign):
+            self.notes.append(
+                "ONNX Runtime is not installed: judged by onnx's reference evaluator in the types of the model, as "
+                "written; what the kernels of a provider and the runtime's own optimizer make of it was not judged"
+            )
         if self._stands_in:
             self.notes.append(f"not run on {provider.upper()}: ONNX Runtime does not have it here; run on the CPU")
         self.provider = "cpu" if self._stands_in else provider
@@ -113,6 +125,11 @@ class Contest:
         self.owners = {hidden.title: hidden.output for hidden in self.hidden}
         self.axes = {hidden.title: hidden.axis for hidden in self.hidden if hidden.axis is not None}
         self.precision = _precision(reference)
+        if self.provider == "cuda" and levels == LEVELS == self.levels and self.precision.name == "float32":
+            if any(foreign):
+                self.notes.append("not judged with TF32 on: one of the two is no ONNX model")
+            else:
+                self.levels = (*LEVELS, TF32)
         self.sigmoids = {
             str(value.name)
             for value in reference.graph.outputs
@@ -124,7 +141,7 @@ class Contest:
             candidate = settled(candidate)
             self.notes.append("both models are large: one session is open at a time")
         self.candidate = candidate
-        self.sessions: dict[tuple[int, Level], Session | Evaluated] = {}
+        self.sessions: dict[tuple[int, Level], Runner] = {}
         self._rehearsed: dict[tuple[int, Level, int], Values | TargetError] = {}
         self._hands: list[tuple[Inputs, Inputs]] = []
         try:
@@ -146,7 +163,7 @@ class Contest:
                 if not self.streams or (who, level) == (0, "disabled"):
                     self.session(who, level)
 
-    def session(self, who: int, level: Level) -> Session | Evaluated:
+    def session(self, who: int, level: Level) -> Runner:
         """The reference (0), the candidate (1) or the reference with moved weights (2), loaded where it is not yet.
 
         Raises:
@@ -189,7 +206,7 @@ class Contest:
             self.session(who, level)
             for number, (inputs, moved) in enumerate(self._hands):
                 start = time.perf_counter()
-                for one in (inputs, moved) if (who, level) == (0, "disabled") else (inputs,):
+                for one in (inputs, moved) if who == 0 and level in ("disabled", TF32) else (inputs,):
                     try:
                         self._rehearsed[who, level, id(one)] = self.run(who, level, one)
                     except TargetError as error:
@@ -200,12 +217,14 @@ class Contest:
         self.sessions.clear()
         return len(self._hands)
 
-    def open(self, model: ir.Model, level: Level, name: str) -> Session | Evaluated:
+    def open(self, model: ir.Model, level: Level, name: str) -> Runner:
         """Loads a model where both models run.
 
         Raises:
             TargetError: it cannot be loaded there.
         """
+        if isinstance(model, Foreign):
+            return model.runner(name)
         if self._evaluates:
             return Evaluated(model, name)
         try:
@@ -217,6 +236,14 @@ class Contest:
             note = f"{name} does not run on {self.provider.upper()} alone, but in part on the CPU: {error}"
             self.notes.extend([note] if note not in self.notes else [])
             return loaded
+
+    def oracle(self) -> Truth:
+        """What computes y64.
+
+        Raises:
+            OracleError: the reference holds what nothing can compute in float64.
+        """
+        return self.truth.truth() if isinstance(self.truth, Foreign) else Oracle(self.truth)
 
     def run(self, who: int, level: Level, inputs: Inputs) -> Values:
         """What a model gives on some inputs; what is hidden stands under its title.
@@ -251,7 +278,7 @@ class Contest:
         return all(np.size(value) for value in values.values())
 
 
-def first_divergence(contest: Contest, oracle: Oracle, inputs: Inputs) -> str:
+def first_divergence(contest: Contest, oracle: Truth, inputs: Inputs) -> str:
     """The first value of the reference, in the order of its nodes, about which oracle and runtime disagree."""
     values = [
         value
@@ -351,6 +378,8 @@ def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 def _with_moved_weights(model: ir.Model) -> ir.Model:
     """A copy whose weights of linear operators are moved by one unit in the last place, as one rounding may."""
+    if isinstance(model, Foreign):
+        return model.moved()
     copy, rng = model.clone(), np.random.default_rng(2)
     for graph in copy.graphs():
         for value in graph.initializers.values():
@@ -373,7 +402,7 @@ def _moved_tensor(tensor: ir.TensorProtocol, rng: np.random.Generator) -> ir.Ten
 
 def _precision(model: ir.Model) -> Precision:
     """That of the coarsest float type a model computes in; weights that are only cast do not count."""
-    kinds = set()
+    kinds: set[ir.DataType | None] = set(model.kinds) if isinstance(model, Foreign) else set()
     for graph in model.graphs():
         for value in graph.initializers.values():
             if any(node.op_type != "Cast" for node, _ in value.uses()):

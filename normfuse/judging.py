@@ -10,10 +10,12 @@ import numpy as np
 
 from normfuse.contest import Array, Contest, Values, first_divergence
 from normfuse.errors import TargetError
+from normfuse.foreign import Truth
 from normfuse.metric import CHANNEL_RATIO, RATIO, OutputParity, Tally
-from normfuse.oracle import Oracle, OracleError
+from normfuse.metric import TF32 as TF32_PRECISION
+from normfuse.oracle import OracleError
 from normfuse.probes import SANE, Inputs, Plan, Probe, moved
-from normfuse.runtime import LEVELS, Level
+from normfuse.runtime import LEVELS, TF32, Level
 from normfuse.streaming import ORACLE, oracle_bytes
 
 MARGIN = 4.0
@@ -87,7 +89,8 @@ class Judgement:
             if tally is None:
                 absolute = name in self.contest.absolute
                 dtype = reference[self.contest.owners.get(name, name)].dtype.name
-                tally = Tally(name, dtype, self.contest.precision, absolute=absolute)
+                precision = TF32_PRECISION if level == TF32 else self.contest.precision
+                tally = Tally(name, dtype, precision, absolute=absolute)
                 self.tallies[name, level] = tally
             results = [value, candidate[name]]
             results += [other[name] for other in noise if name in other and other[name].shape == value.shape]
@@ -196,7 +199,7 @@ class _Truths:
     """The oracle on a time limit."""
 
     def __init__(self, contest: Contest, deadline: float) -> None:
-        self.oracle = Oracle(contest.truth)
+        self.oracle = contest.oracle()
         self._contest = contest
         self._deadline = deadline
         self._names = [*contest.outputs, *(hidden.names[0] for hidden in contest.hidden)]
@@ -245,6 +248,10 @@ def _judge_probe(judgement: Judgement, truths: _Truths, probe: Probe, shifted: I
             # the original need not be more accurate than it is as written
             noise = [*noise, reference]
             reference = contest.run(0, level, probe.inputs)
+        elif level == TF32:
+            # against the original under TF32: what float32 would have made is no measure
+            noise = [contest.run(0, level, shifted)]
+            reference = contest.run(0, level, probe.inputs)
         judgement.add(level, probe.family, truth, reference, candidate, noise)
     judgement.probes += 1
     return True
@@ -266,7 +273,7 @@ def judge_by_noise(contest: Contest, deck: Deck, seeds: int, budget: float, say:
             say(f"measuring the noise of probes {probe.family!r}, seed {seed + 1}")
             try:
                 base = contest.run(0, "disabled", probe.inputs)
-                other = contest.run(0, contest.levels[-1], probe.inputs)
+                others = {level: contest.run(0, level, probe.inputs) for level in contest.levels[1:]}
             except TargetError as error:
                 judgement.notes.append(f"the reference does not run on probes {probe.family!r}: {error}")
                 continue
@@ -278,12 +285,15 @@ def judge_by_noise(contest: Contest, deck: Deck, seeds: int, budget: float, say:
                 candidate = judgement.candidate(probe, level)
                 if candidate is None:
                     return judgement
-                judgement.add(level, probe.family, base, {**base, **other}, candidate, noise)
+                if level == TF32:
+                    noise = [contest.run(0, level, shifted)]
+                reference = others.get(level, others.get("enabled", base))
+                judgement.add(level, probe.family, base, {**base, **reference}, candidate, noise)
             judgement.probes += 1
     return judgement
 
 
-def _doubt(contest: Contest, judgement: Judgement, oracle: Oracle, deck: Deck) -> str:
+def _doubt(contest: Contest, judgement: Judgement, oracle: Truth, deck: Deck) -> str:
     """Why the oracle is not to be believed, or nothing."""
     for (name, level), tally in judgement.tallies.items():
         if level == "disabled" and name not in contest.sigmoids and tally.doubtful(SANE):

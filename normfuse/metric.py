@@ -58,6 +58,9 @@ PRECISIONS = {
 }
 """From the finest to the coarsest."""
 
+TF32 = Precision("tf32", 2.0**-11, 1e-2, 5e-2)
+"""Of float32 models whose products are rounded to TF32: ten bits behind the leading one."""
+
 
 @dataclass(frozen=True, slots=True)
 class OutputParity:

@@ -14,13 +14,15 @@ import onnx_ir as ir
 
 from normfuse.errors import TargetError
 
-Level = Literal["disabled", "enabled"]
+Level = Literal["disabled", "enabled", "enabled, TF32"]
 LEVELS: tuple[Level, ...] = ("disabled", "enabled")
+TF32: Level = "enabled, TF32"
+"""With CUDA, what users get by default: float32 matrix products and convolutions round their operands to TF32."""
 
 Array = np.ndarray[Any, Any]
 
-Optimizer = Literal["disabled", "basic", "extended", "all", "enabled"]
-"""ONNX Runtime's graph optimization levels; `all` and `enabled` are the same."""
+Optimizer = Literal["disabled", "basic", "extended", "all", "enabled", "enabled, TF32"]
+"""ONNX Runtime's graph optimization levels; `all` and `enabled` are the same, with TF32 on CUDA too."""
 
 _OPTIMIZERS: dict[Optimizer, str] = {
     "disabled": "ORT_DISABLE_ALL",
@@ -28,6 +30,7 @@ _OPTIMIZERS: dict[Optimizer, str] = {
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
     "enabled": "ORT_ENABLE_ALL",
+    "enabled, TF32": "ORT_ENABLE_ALL",
 }
 
 _PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
@@ -123,7 +126,8 @@ def session(
 
     Args:
         model: the model, serialized, as a file or in memory.
-        level: `disabled` runs the model as written, `enabled` lets the runtime optimize it first.
+        level: `disabled` runs the model as written, `enabled` lets the runtime optimize it first, `enabled, TF32` as
+            well with TF32 on.
         provider: `cpu`, `portable` (the same) or `cuda`.
         threads: intra-op threads; all processors by default.
         name: what errors call the model; the file or graph name by default.
@@ -141,6 +145,10 @@ def session(
     if name is None:
         name = model.graph.name or "the model" if isinstance(model, ir.Model) else _file_name(model)
     native, options = _PROVIDERS[provider]
+    if level == TF32:
+        if provider != "cuda":
+            raise TargetError(f"{name}: only CUDA has TF32; choose provider cuda, or another level than {level!r}")
+        options = {"use_tf32": "1"}
     settings = runtime.SessionOptions()
     settings.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _OPTIMIZERS[level])
     settings.log_severity_level = 4
@@ -189,16 +197,31 @@ def has_provider(provider: str) -> bool:
     """Whether ONNX Runtime is installed with a provider: `cpu`, `portable` or `cuda`.
 
     Raises:
-        TargetError: ONNX Runtime is missing.
+        TargetError: ONNX Runtime is installed, but cannot be imported.
     """
-    return _PROVIDERS[provider][0] in _import().get_available_providers()
+    return is_installed() and _PROVIDERS[provider][0] in _import().get_available_providers()
+
+
+def is_installed() -> bool:
+    """Whether there is an ONNX Runtime; one that is broken counts, so that nothing else stands in for it unasked."""
+    try:
+        import onnxruntime  # type: ignore[import-untyped]  # noqa: F401  # it ships no types; only asked for
+    except ModuleNotFoundError as error:
+        return error.name != "onnxruntime"
+    except ImportError:
+        return True
+    return True
 
 
 def _import() -> Any:
     try:
-        import onnxruntime  # type: ignore[import-untyped]  # it ships no types
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        if error.name == "onnxruntime":
+            raise TargetError("ONNX Runtime is not installed; run: pip install normfuse[cpu]") from error
+        raise TargetError(f"ONNX Runtime cannot be imported: {_one_line(error)}; install it again") from error
     except ImportError as error:
-        raise TargetError("ONNX Runtime is not installed; run: pip install normfuse[cpu]") from error
+        raise TargetError(f"ONNX Runtime cannot be imported: {_one_line(error)}; install it again") from error
     onnxruntime.set_default_logger_severity(4)
     return onnxruntime
 

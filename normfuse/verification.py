@@ -4,6 +4,13 @@ Two models are never judged against each other alone, or a better model would fa
 oracle (`normfuse.oracle`) on probes that tell near-equal formulas apart (`normfuse.probes`), by the metric and the
 limits of `normfuse.metric`; first with ONNX Runtime's optimizer off (the proof), then with it on (what the user gets).
 
+With CUDA a float32 model is judged a third time, with TF32 on, as ONNX Runtime runs it by default: products then have
+ten bits behind the leading one, so the candidate is held against the original under TF32 and the u of TF32, 2⁻¹¹, never
+against what float32 would have made. That level is a gate like the other two: it is what users get.
+
+Where ONNX Runtime is not installed, onnx's reference evaluator runs both models as they are written, in their own
+types; a note says so.
+
 What a Sigmoid, Tanh or Softmax at an output would hide is judged in front of it as well: a detector that answers 1e-8
 everywhere is not proved by its zeros.
 
@@ -18,8 +25,11 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any, Literal
 
+import onnx_ir as ir
+
 from normfuse.contest import Array, Contest, signature_difference
 from normfuse.errors import NormfuseError, ParityError
+from normfuse.foreign import Foreign
 from normfuse.judging import Deck, Judgement, judge
 from normfuse.metric import OutputParity
 from normfuse.model import Source, load
@@ -76,8 +86,8 @@ class Parity:
 
 
 def verify(
-    reference: Source,
-    candidate: Source,
+    reference: Source | Foreign,
+    candidate: Source | Foreign,
     *,
     data: Data = None,
     seeds: int = 2,
@@ -90,8 +100,8 @@ def verify(
     """Judges whether a candidate computes what a reference computes.
 
     Args:
-        reference: the model as it was.
-        candidate: the model as it became.
+        reference: the model as it was, or what is no ONNX model.
+        candidate: the model as it became, or what is no ONNX model.
         data: inputs of the user's own to judge on besides the probes: an .npz file, arrays by input name, or several.
         seeds: how often each probe family is drawn.
         budget: seconds that the oracle may take; the noise of the reference judges what it leaves.
@@ -106,15 +116,15 @@ def verify(
 
     Raises:
         ModelError: a model cannot be read.
-        TargetError: ONNX Runtime is missing, or cannot load a model.
+        TargetError: ONNX Runtime cannot load a model, or has not the provider.
         NormfuseError: no inputs could be made for the reference.
     """
     say = progress or (lambda doing: None)
-    models = load(reference), load(candidate)
+    models = _loaded(reference), _loaded(candidate)
     difference = signature_difference(*models)
     if difference:
         return Parity(False, math.inf, (), reason=difference)
-    say("loading both models into ONNX Runtime")
+    say("loading both models")
     contest = Contest(*models, provider, stand_in=stand_in)
     deck, notes = _deck(contest, data, shapes)
     notes = [*contest.notes, *notes]
@@ -124,6 +134,10 @@ def verify(
         named = ", ".join(map(repr, lost[:3])) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
         notes.append(f"initializers that a caller could set are constants in the candidate: {named}")
     return _parity(judge(contest, deck, seeds, budget, say), notes)
+
+
+def _loaded(source: Source | Foreign) -> ir.Model:
+    return source if isinstance(source, Foreign) else load(source)
 
 
 def require(parity: Parity) -> None:
@@ -158,9 +172,12 @@ def _parity(judgement: Judgement, notes: list[str]) -> Parity:
 
 def _deck(contest: Contest, data: Data, shapes: Mapping[str, Sequence[int] | int] | None) -> tuple[Deck, list[str]]:
     """The probes, and notes about them."""
-    own = data_probes(contest.reference, data)
+    model = contest.reference
+    if isinstance(model, Foreign) and model.like is not None:
+        model = model.like
+    own = data_probes(model, data)
     try:
-        return Deck(own, plan(contest.reference, contest.accepts, shapes)), []
+        return Deck(own, plan(model, contest.accepts, shapes)), []
     except NormfuseError as error:
         if not own:
             raise

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-import normfuse.judging
+import normfuse.contest
 from normfuse.errors import ParityError, TargetError
 from normfuse.oracle import Oracle
 from normfuse.runtime import has_provider
@@ -286,7 +286,7 @@ def test_an_oracle_that_disagrees_with_the_runtime_is_not_believed(monkeypatch: 
             values = super().run(*arguments, **settings)
             return {name: value + 1 if name in ("c", "y") else value for name, value in values.items()}
 
-    monkeypatch.setattr(normfuse.judging, "Oracle", Wrong)
+    monkeypatch.setattr(normfuse.contest, "Oracle", Wrong)
     weights = conv_bn()
     parity = verify(model(SPELLED, weights), model("y = Conv (x, w, b)", fold(weights)), seeds=1)
     assert parity.judged_by == "noise"
