@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from normfuse import __version__
+from normfuse.cli_reduce import reduce
 from normfuse.errors import NormfuseError
 from normfuse.options import (
     DATA,
@@ -427,3 +428,6 @@ def _rule_fields(rule: "Rule") -> dict[str, Any]:
         "reason": rule.reason,
         "law": python.getdoc(rule.law),
     }
+
+
+main.add_command(reduce)

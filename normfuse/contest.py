@@ -177,7 +177,7 @@ class Contest:
             if who == 2:
                 model = _with_moved_weights(model)
             if level == "disabled":
-                model = _with_outputs(model, [hidden.names[who % 2] for hidden in self.hidden])
+                model = with_outputs(model, [hidden.names[who % 2] for hidden in self.hidden])
             self.sessions[who, level] = self.open(model, level, title)
         return self.sessions[who, level]
 
@@ -289,7 +289,7 @@ def first_divergence(contest: Contest, oracle: Truth, inputs: Inputs) -> str:
     ]
     names = [str(value.name) for value in values]
     try:
-        native = contest.open(_with_outputs(contest.reference, names), "disabled", "the reference").run(inputs)
+        native = contest.open(with_outputs(contest.reference, names), "disabled", "the reference").run(inputs)
         truth = oracle.run(inputs, names)
     except (TargetError, OracleError):
         return "a value that could not be found"
@@ -365,7 +365,7 @@ def _activation(output: ir.Value) -> ir.Node | None:
     return node if node is not None and node.op_type in _SATURATING else None
 
 
-def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A copy with more outputs; those it has already are not repeated."""
     copy = model.clone()
     present = {value.name for value in copy.graph.outputs}

@@ -95,7 +95,7 @@ class Judgement:
             results = [value, candidate[name]]
             results += [other[name] for other in noise if name in other and other[name].shape == value.shape]
             if name in self.contest.axes and truth[name].shape == value.shape:
-                results = [_aligned(result, truth[name], self.contest.axes[name]) for result in results]
+                results = [aligned(result, truth[name], self.contest.axes[name]) for result in results]
             tally.add(family, truth[name], results[0], results[1], results[2:])
 
     def candidate(self, probe: Probe, level: Level) -> Values | None:
@@ -128,7 +128,7 @@ class Judgement:
         )
 
 
-def _aligned(y: Array, truth: Array, axis: int) -> Array:
+def aligned(y: Array, truth: Array, axis: int) -> Array:
     """y with the mean that the truth has along an axis: a Softmax behind it sees no difference."""
     means = (array.astype(np.float64).mean(axis=axis, keepdims=True) for array in (truth, y))
     return np.asarray(y + (next(means) - next(means)))

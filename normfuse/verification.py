@@ -126,7 +126,7 @@ def verify(
         return Parity(False, math.inf, (), reason=difference)
     say("loading both models")
     contest = Contest(*models, provider, stand_in=stand_in)
-    deck, notes = _deck(contest, data, shapes)
+    deck, notes = deck_of(contest, data, shapes)
     notes = [*contest.notes, *notes]
     kept = {value.name for value in models[1].graph.inputs}
     lost = [str(value.name) for value in models[0].graph.inputs if value.is_initializer() and value.name not in kept]
@@ -170,7 +170,7 @@ def _parity(judgement: Judgement, notes: list[str]) -> Parity:
     return Parity(not reason, ratio, tuple(outputs), everything, judgement.judged_by, judgement.probes, reason)
 
 
-def _deck(contest: Contest, data: Data, shapes: Mapping[str, Sequence[int] | int] | None) -> tuple[Deck, list[str]]:
+def deck_of(contest: Contest, data: Data, shapes: Mapping[str, Sequence[int] | int] | None) -> tuple[Deck, list[str]]:
     """The probes, and notes about them."""
     model = contest.reference
     if isinstance(model, Foreign) and model.like is not None:
