@@ -144,7 +144,8 @@ def _nodes(model: ir.Model) -> Iterable[ir.Node]:
 
 def _upcast(model: ir.Model) -> ir.Model:
     """Turns every float of the model into float64, in place."""
-    for graph in [*model.graphs(), *(function.graph for function in model.functions.values())]:
+    functions = [inner for one in model.functions.values() for inner in (one.graph, *one.graph.subgraphs())]
+    for graph in [*model.graphs(), *functions]:
         for value in [*graph.inputs, *graph.initializers.values()]:
             _upcast_value(value)
     for node in _nodes(model):

@@ -272,9 +272,8 @@ def rewrite(
         if raising is not None and "opset" not in ignore:
             run("opset", raising)
         run("prepare", preparing)
-        for repeat in range(_ROUNDS):
-            if repeat:
-                RemoveUnusedNodesPass()(model)  # they count as readers
+        for _ in range(_ROUNDS):
+            RemoveUnusedNodesPass()(model)  # they count as readers
             written = sum(len(stage.changes) for stage in (folding, blocking, lowering, joining))
             for name, stage in joint.items():
                 run(name, stage)

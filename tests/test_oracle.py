@@ -340,6 +340,17 @@ def test_everything_is_upcast() -> None:
     assert model.graph.inputs[0].dtype == ir.DataType.FLOAT16
 
 
+def test_initializers_in_a_branch_of_a_function_are_upcast() -> None:
+    model = parse("""g (float[2] x, bool c) => (float[2] y) { y = local.f (x, c) }
+        <domain: "local", opset_import: ["" : 18]> f (x, c) => (y) {
+            y = If (c) <then_branch = one () => (float[2] o) <float k = {1.0}> { o = Max (x, k) },
+                        else_branch = two () => (float[2] p) { p = Neg (x) }>
+        }""")
+    model.opset_imports["local"] = 1
+    out = Oracle(model).run({"x": np.array([1 + 1e-12, 0.0]), "c": np.array(True)})
+    np.testing.assert_array_equal(out["y"], [1 + 1e-12, 1.0])
+
+
 def test_intermediate_values_by_name() -> None:
     model = parse("g (float[2] x) => (float[2] y) { a = Neg (x)\n b = Exp (a)\n y = Neg (b) }")
     values = Oracle(model).run({"x": np.array([0, 1], np.float32)}, ["a", "b"])
