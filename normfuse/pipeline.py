@@ -338,7 +338,15 @@ def _check_rules(select: Collection[str], ignore: Collection[str]) -> None:
 
 
 def _typed_names(model: ir.Model) -> set[str]:
-    return {value.name or "" for value in _inner_values(model) if value.type is not None}
+    """The values whose types the model states; of those that a subgraph gives out, the subgraph does."""
+    return {
+        value.name or "" for value in _inner_values(model) if value.type is not None or _has_graphs(value.producer())
+    }
+
+
+def _has_graphs(node: ir.Node | None) -> bool:
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return node is not None and any(attribute.type in kinds for attribute in node.attributes.values())
 
 
 def _forget_types(model: ir.Model, typed: set[str]) -> None:
