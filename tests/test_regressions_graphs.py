@@ -69,7 +69,7 @@ def test_a_reader_that_nobody_reads_does_not_keep_a_map() -> None:
     model = build(
         "(float[N,4,5] x) => (float[N,4,6] y) { a = Mul(x, k) unread = Exp(a) y = MatMul(a, w) }", k=(4, 1), w=(5, 6)
     )
-    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.float32(1.5), "k"))
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.array(1.5, np.float32), "k"))
     result = again(model)
     assert [node.op_type for node in result.model.graph.node] == ["MatMul"]
 

@@ -71,34 +71,36 @@ def gemm(name: str, attributes: str, c: tuple[int, ...] | None, shape: str = "5,
     return Trap(f"Gemm with {name}", text, "Gemm", given)
 
 
+NOT_FINITE = "no: its scale or shift is infinite or not a number"
 BATCH_NORM = (
     Trap("training_mode=1 is no inference", images(f"c = Conv(x, w) {TRAINED}"), "no: training_mode=1", CONV | FOUR),
-    Trap("five outputs of opset 9 mean training", images(f"c = Conv(x, w) {OLD_TRAINED}"), "no: it has the outputs of training",
-         CONV | FOUR | {"opset": 9}),
+    Trap("five outputs of opset 9 mean training", images(f"c = Conv(x, w) {OLD_TRAINED}"),
+         "no: it has the outputs of training", CONV | FOUR | {"opset": 9}),
     Trap("spatial=0 has parameters per position", images(
-        f"c = Conv(x, w) y = BatchNormalization<spatial=0>(c, {NORM})"), "no: spatial=0: its parameters differ per position", CONV | POSITIONS | {"opset": 7}),
+        f"c = Conv(x, w) y = BatchNormalization<spatial=0>(c, {NORM})"),
+         "no: spatial=0: its parameters differ per position", CONV | POSITIONS | {"opset": 7}),
     Trap("the default epsilon is 1e-5", images(CONV_NORM), "Conv", CONV | TINY),
     Trap("float16 with float32 statistics", images(CONV_NORM, kind="float16"), "Conv",
          {"w": HALF["w"], **batch_norm("n", 4), "n_scale": HALF["n_scale"], "n_bias": HALF["n_bias"]}),
     Trap("float16 with float32 parameters", images(CONV_NORM, kind="float16"), "Conv", {"w": HALF["w"], **FOUR}),
     Trap("a variance of nothing in float16 overflows the weight", images(
         f"c = Conv(x, w) y = BatchNormalization<epsilon=1e-12>(c, {NORM})", kind="float16"),
-         "no: overflows or underflows float16", {**HALF, "n_var": np.float16([0, 1, 1, 1])}),
+         "no: overflows or underflows float16", {**HALF, "n_var": np.array([0, 1, 1, 1], np.float16)}),
     Trap("a tiny γ in float16 underflows the weight", images(CONV_NORM, kind="float16"),
-         "no: overflows or underflows float16", {**HALF, "n_scale": np.float16([1e-7, 1, 1, 1])}),
+         "no: overflows or underflows float16", {**HALF, "n_scale": np.array([1e-7, 1, 1, 1], np.float16)}),
     Trap("a mean much larger than the deviation in float16", images(CONV_NORM, kind="float16"), "Conv",
-         {**HALF, "n_mean": np.float16([300, -500, 20, 1]), "n_var": np.float16([0.1, 0.2, 0.1, 1])}),
+         {**HALF, "n_mean": np.array([300, -500, 20, 1], np.float16), "n_var": np.full(4, 0.1, np.float16)}),
     Trap("γ = 0 makes a channel constant", images(CONV_NORM), "Conv",
-         CONV | FOUR | {"n_scale": np.float32([0, 1, -1, 0])}),
+         CONV | FOUR | {"n_scale": np.array([0, 1, -1, 0], np.float32)}),
     Trap("γ = 0 has no inverse", images("a = BatchNormalization(x, n_scale, n_bias, n_mean, n_var) b = Add(a, z)"
          " y = Relu(b)").replace(" x)", " x, float[N,4,6,6] z)"), "BatchNormalization Add Relu",
-         FOUR | {"n_scale": np.float32([0, 1, 2, 3])}),
-    Trap("NaN in γ", images(CONV_NORM), "no: its scale or shift is infinite or not a number",
-         CONV | FOUR | {"n_scale": np.float32([np.nan, 1, 1, 1])}),
-    Trap("an infinite mean", images(CONV_NORM), "no: its scale or shift is infinite or not a number",
-         CONV | FOUR | {"n_mean": np.float32([np.inf, 1, 1, 1])}),
-    Trap("a negative variance is a NaN that stays", images(CONV_NORM), "no: its scale or shift is infinite or not a number",
-         CONV | FOUR | {"n_var": np.float32([-1, 1, 1, 1])}),
+         FOUR | {"n_scale": np.array([0, 1, 2, 3], np.float32)}),
+    Trap("NaN in γ", images(CONV_NORM), NOT_FINITE,
+         CONV | FOUR | {"n_scale": np.array([np.nan, 1, 1, 1], np.float32)}),
+    Trap("an infinite mean", images(CONV_NORM), NOT_FINITE,
+         CONV | FOUR | {"n_mean": np.array([np.inf, 1, 1, 1], np.float32)}),
+    Trap("a negative variance is a NaN that stays", images(CONV_NORM), NOT_FINITE,
+         CONV | FOUR | {"n_var": np.array([-1, 1, 1, 1], np.float32)}),
 )  # fmt: skip
 WEIGHTS = (
     Trap("ConvTranspose weights are (in, out / groups, k)", images(
@@ -116,7 +118,8 @@ WEIGHTS = (
     gemm("a row C", "beta=2.0", (1, 4)),
     gemm("a C of one number", "beta=2.0", (1, 1)),
     gemm("a full C", "beta=2.0", (5, 4)),
-    Trap("Gemm with a column C", f"(float[5,3] x) => (float[5,4] y) {{ m = Gemm(x, w, c) y = BatchNormalization(m, {NORM}) }}",
+    Trap("Gemm with a column C", "(float[5,3] x) => (float[5,4] y) { "
+         + GEMM.format(attributes="beta=2.0", x="x", c=", c", norm=NORM) + " }",
          "no: its addend would grow from a vector to a matrix", {"w": (3, 4), "c": (5, 1), **FOUR}),
     Trap("an empty bias input", images(CONV_NORM.replace("w)", 'w, "")')), "Conv", CONV | FOUR),
     Trap("a weight behind DequantizeLinear stays quantised", images(f"d = DequantizeLinear(q, s) c = Conv(x, d)"
@@ -151,6 +154,7 @@ CONSTANTS = (
     Trap("a Dropout and an Identity", images("c = Conv(x, w) d = Dropout(c) i = Identity(d) y = Mul(i, k)"), "Conv",
          CONV | {"k": (4, 1, 1)}),
 )  # fmt: skip
+BORDER = "no: shift crosses a padded border"
 BEFORE = f"a = BatchNormalization(x, {NORM})"
 PADDING = (
     Trap("a shift in front of a padded Conv", images(f"{BEFORE} y = Conv<pads=[1,1,1,1]>(a, w)"),
@@ -165,15 +169,15 @@ PADDING = (
          CONV | FOUR),
     Trap("a scale crosses padding", images("a = Mul(x, k) y = Conv<pads=[1,1,1,1]>(a, w)"), "Conv",
          WIDE | {"k": (4, 1, 1)}),
-    Trap("a shift in front of a Pad of zeros", images(f"{BEFORE} p = Pad(a, pads) y = Conv(p, w)"), "no: shift crosses a padded border",
+    Trap("a shift in front of a Pad of zeros", images(f"{BEFORE} p = Pad(a, pads) y = Conv(p, w)"), BORDER,
          WIDE | FOUR | {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}),
-    Trap("a Pad with axes as an input", images(f"{BEFORE} p = Pad(a, pads, , axes) y = Conv(p, w)"), "no: shift crosses a padded border",
+    Trap("a Pad with axes as an input", images(f"{BEFORE} p = Pad(a, pads, , axes) y = Conv(p, w)"), BORDER,
          WIDE | FOUR | {"pads": np.array([1, 1, 1, 1]), "axes": np.array([-2, 3])}),
     Trap("a Pad with pads as an attribute", images(f"{BEFORE} p = Pad<pads=[0,0,1,1,0,0,1,1]>(a) y = Conv(p, w)"),
-         "no: shift crosses a padded border", WIDE | FOUR | {"opset": 10}),
-    Trap("negative pads only crop", images(f"{BEFORE} p = Pad(a, pads) y = Conv(p, w)", y="N,4,4,4"), "no: shift crosses a padded border",
+         BORDER, WIDE | FOUR | {"opset": 10}),
+    Trap("negative pads only crop", images(f"{BEFORE} p = Pad(a, pads) y = Conv(p, w)", y="N,4,4,4"), BORDER,
          CONV | FOUR | {"pads": np.array([0, 0, -1, -1, 0, 0, -1, -1])}),
-    Trap("a Pad of the channels", images(f"{BEFORE} p = Pad(a, pads) y = Conv(p, w)"), "no: shift crosses a padded border",
+    Trap("a Pad of the channels", images(f"{BEFORE} p = Pad(a, pads) y = Conv(p, w)"), BORDER,
          {"w": (4, 5, 1, 1), **FOUR, "pads": np.array([0, 1, 0, 0, 0, 0, 0, 0])}),
     Trap("an edge Pad repeats what is there", images(f"{BEFORE} p = Pad<mode=\"edge\">(a, pads) y = Conv(p, w)"),
          "Pad Conv", WIDE | FOUR | {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}),
@@ -186,8 +190,9 @@ PADDING = (
     Trap("MaxPool pads with −∞, not with zeros", images(
         "c = Conv(x, w) p = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(c) y = Add(p, k)"), "Conv MaxPool",
          CONV | {"k": (4, 1, 1)}),
-    Trap("a negative scale in front of a Clip", images("a = Mul(x, k) r = Clip(a, lo, hi) y = Conv(r, w)"), "no: no rule moves it from in front of Clip 'r'",
-         CONV | {"k": np.float32([-1, 1, 1, 1]).reshape(4, 1, 1), "lo": np.float32(0), "hi": np.float32(6)}),
+    Trap("a negative scale in front of a Clip", images("a = Mul(x, k) r = Clip(a, lo, hi) y = Conv(r, w)"),
+         "no: no rule moves it from in front of Clip 'r'",
+         CONV | {"k": np.array([-1, 1, 1, 1], np.float32).reshape(4, 1, 1), "lo": np.float32(0), "hi": np.float32(6)}),
 )  # fmt: skip
 
 
@@ -210,7 +215,7 @@ def test_new_initializers_do_not_take_a_name_that_is_there(name: str) -> None:
 
 def test_a_sparse_weight_is_left_or_folded_whole() -> None:
     model = build(images(CONV_NORM), **FOUR)
-    values = onnx.numpy_helper.from_array(np.float32([1.5, -2.0, 0.5]), "w")
+    values = onnx.numpy_helper.from_array(np.array([1.5, -2.0, 0.5], np.float32), "w")
     indices = onnx.numpy_helper.from_array(np.array([1, 6, 11]), "indices")
     model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [4, 4, 1, 1]))
     result = optimize(model, verify=False)
