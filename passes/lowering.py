@@ -219,6 +219,10 @@ def _joined(
         old_bias = 0.0 if bias is None else bias.array
         assert old_scale is not None
         assert old_bias is not None
+        if np.all(factor == 1.0):  # or a scale for all would become one for each channel, and be written anew
+            factor = np.asarray(1.0)
+        if not np.any(shift):
+            shift = np.asarray(0.0)
         new_scale, new_bias = np.asarray(old_scale * factor), np.asarray(old_bias * factor + shift)
         return (
             Operand(new_scale) if np.any(new_scale != 1.0) else None,

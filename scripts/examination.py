@@ -70,6 +70,7 @@ class Examination:
         ratio: of the errors.
         ill_conditioned: why the proof failed, where a rounding of each value of the original explains it: a graph that
             amplifies roundings, such as the normalization of a constant.
+        unjudged: why nothing judged: what runs here has no kernel for the original, or refuses all inputs.
     """
 
     target: Target
@@ -79,6 +80,7 @@ class Examination:
     judged_by: str = ""
     ratio: float = 0.0
     ill_conditioned: str = ""
+    unjudged: str = ""
 
 
 def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Examination:
@@ -95,7 +97,7 @@ def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Exam
     before = model.SerializeToString(deterministic=True)
     lifting = LiftPass()
     faults: list[str] = []
-    excuse = ""
+    excuse = unjudged = ""
     try:
         result = normfuse.optimize(model, target, verify=False)
         with quiet():
@@ -103,12 +105,12 @@ def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Exam
             PreparePass()(copy)
             lifting(copy)
         where = target.provider if on_runtime else "cuda"  # which is not here: the evaluator stands in
-        fault = _parity(model, result, where)
+        fault, unjudged = _parity(model, result, where)
         if fault.startswith("parity") and _is_noise(model, result.model, where):
             fault, excuse = "", fault
         faults += [fault] if fault else []
         faults += _structure(model, result.model, target)
-        faults += _again(result.model, target)
+        faults += _again(result, target)
     except Exception as error:  # whatever it is, it is what is looked for
         last = traceback.extract_tb(error.__traceback__)[-1]
         said = " ".join(str(error).split())[:300]
@@ -126,6 +128,7 @@ def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Exam
         parity.judged_by if parity else "",
         parity.ratio if parity else 0.0,
         excuse,
+        unjudged,
     )
 
 
@@ -164,14 +167,16 @@ def widened(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _parity(model: onnx.ModelProto, result: normfuse.Result, provider: str) -> str:
-    """What is wrong with what the result computes; nothing where it is right."""
+def _parity(model: onnx.ModelProto, result: normfuse.Result, provider: str) -> tuple[str, str]:
+    """What is wrong with what the result computes, or nothing; and why that could not be judged, or nothing."""
     try:
         parity = normfuse.verify(widened(model), widened(result.model), provider=provider, stand_in=True)
     except NormfuseError as error:
-        return f"target: {' '.join(str(error).split())[:300]}"
+        said = " ".join(str(error).split())[:300]
+        own = said.startswith(("the reference:", "the model does not run on", "the model took no sizes"))
+        return ("", said) if own else (f"target: {said}", "")
     result.report.parity = parity
-    return "" if parity.passed else f"parity: {parity.reason}"
+    return ("" if parity.passed else f"parity: {parity.reason}"), ""
 
 
 def _is_noise(model: onnx.ModelProto, optimized: onnx.ModelProto, provider: str) -> bool:
@@ -267,8 +272,9 @@ def _schemas() -> dict[str, Any]:
     return {schema.name: schema for schema in get_all_operator_schema() if schema.domain == MICROSOFT}
 
 
-def _again(model: onnx.ModelProto, target: Target) -> Iterator[str]:
-    changes = normfuse.optimize(model, target, verify=False).report.changes
+def _again(result: normfuse.Result, target: Target) -> Iterator[str]:
+    froze = any(change.rule == "freeze" for change in result.report.changes)  # where few are left, all may be listed
+    changes = normfuse.optimize(result.model, target, verify=False, freeze=None if froze else False).report.changes
     if changes:
         found = "; ".join(f"{change.rule} {change.nodes[:2]} {change.detail}" for change in changes[:3])
         yield f"idempotence: a second run finds {found}"

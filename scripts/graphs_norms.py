@@ -71,6 +71,7 @@ def standardized(g: Growth, x: Value, axes: list[int], *, centred: bool = True) 
         case "difference" if g.chance(40):
             square = g.reduce("ReduceMean", squared(g, x), axes)
             moment = g.add("Sub", [square.name, squared(g, mean).name], square.dims)
+            moment = g.add("Relu", [moment.name], moment.dims)  # or the root of a rounding is no number
         case _:
             moment = g.reduce("ReduceMean", squared(g, data), axes)
     return inverted(g, moment, data, epsilon)

@@ -65,6 +65,7 @@ class Tally:
         judges: examinations by who judged.
         used: changes by rule.
         refused: refusals by rule.
+        unjudged: how often nothing could judge, by reason.
         excused: examinations whose proof failed by no more than roundings in the original explain.
     """
 
@@ -75,6 +76,7 @@ class Tally:
     judges: Counter[str] = field(default_factory=Counter)
     used: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    unjudged: Counter[str] = field(default_factory=Counter)
     excused: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
@@ -86,7 +88,10 @@ class Tally:
             self.failed.append(outcome.seed)
         for one in outcome.examinations:
             judge = one.judged_by if outcome.on_runtime or not one.judged_by else f"{one.judged_by}, evaluated"
-            self.judges[judge or "nobody"] += 1
+            if judge:
+                self.judges[judge] += 1
+            elif one.unjudged:
+                self.unjudged[" ".join(one.unjudged.split()[:6])] += 1
             self.used += one.rules
             self.refused += one.refused
             if one.ill_conditioned:
@@ -99,6 +104,9 @@ class Tally:
         yield f"{self.graphs} graphs ({dtypes}) of {self.nodes / max(1, self.graphs):.0f} nodes on average"
         judges = ", ".join(f"{count} by the {name}" for name, count in self.judges.most_common())
         yield f"{self.judges.total()} results judged: {judges}"
+        if self.unjudged:
+            reasons = "; ".join(f"{count} × {reason} …" for reason, count in self.unjudged.most_common())
+            yield f"{self.unjudged.total()} results not judged: {reasons}"
         if self.excused:
             some = ", ".join(f"{seed} ({where})" for seed, where in self.excused[:5])
             yield f"{len(self.excused)} not proved, but within what roundings make of the original: {some}"

@@ -91,3 +91,15 @@ def test_what_a_branch_states_of_its_output_is_known_when_it_has_taken_the_place
     )
     result = again(model)
     assert "If" not in [node.op_type for node in result.model.graph.node]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_one_scale_for_all_stays_one_when_a_shift_for_each_channel_follows(threads: int) -> None:
+    model = build(
+        "(float[1,4,5,5] x) => (float[1,4,5,5] y) { m = ReduceMean<axes=[1,2,3]>(x) d = Sub(x, m) q = Mul(d, d) "
+        "v = ReduceMean<axes=[1,2,3]>(q) a = Add(v, e) r = Sqrt(a) n = Div(d, r) s = Add(n, k) t = Neg(s) y = Sin(t) }",
+        opset=17,
+        k=(4, 1, 1),
+        e=np.float32(1e-3),
+    )
+    again(model, "cpu", threads=threads)
