@@ -6,7 +6,6 @@ the counts, by dtype and by rule, and the rules that no graph has used. The exit
 """
 
 import argparse
-import logging
 import sys
 import time
 import warnings
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import onnx
 
-from normfuse.pipeline import rules
+from normfuse.pipeline import quiet, rules
 from normfuse.target import Target
 from scripts.examination import TARGETS, Examination, examine, loads
 from scripts.random_graphs import seeded_model
@@ -120,8 +119,12 @@ class Tally:
 
 def look(seed: int, targets: Sequence[Target] = TARGETS) -> Outcome:
     """Grows the graph of a seed and examines what becomes of it on each target."""
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("error")
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return _look(seed, targets)
+
+
+def _look(seed: int, targets: Sequence[Target]) -> Outcome:
     model = seeded_model(seed)
     kind = onnx.helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type).name
     nodes = sum(node.op_type != "Constant" for node in model.graph.node)
