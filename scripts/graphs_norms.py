@@ -1,5 +1,7 @@
 """Steps of random graphs: normalizations and activations, as operators of each opset and spelled out."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx
 
@@ -48,8 +50,18 @@ def inverted(g: Growth, moment: Value, x: Value, epsilon: float) -> Value:
     return g.both("Mul", x.name, inverse.name, x.dims)
 
 
+def several(x: Value, axes: Iterable[int]) -> None:
+    """Lets a normalization over some axes go on where it is not one of single elements, which are exactly their mean.
+
+    Raises:
+        UnfitError: all of the axes have size 1.
+    """
+    need(any(x.dims[axis] != 1 for axis in axes))
+
+
 def standardized(g: Growth, x: Value, axes: list[int], *, centred: bool = True) -> Value:
     """A normalization spelled out, or, seldom, something that only looks like one."""
+    several(x, axes)
     epsilon = g.choose(1e-5, 1e-6, 1e-3)
     counted = [x.dims[axis] for axis in axes]
     count = int(np.prod([dim for dim in counted if isinstance(dim, int)]))
@@ -110,6 +122,7 @@ def multiplied_out(g: Growth, x: Value) -> Value:
 def layer_norm(g: Growth, x: Value) -> Value:
     """LayerNormalization from any axis, with or without β."""
     axis = g.choose(x.rank - 1, *range(1, x.rank))
+    several(x, range(axis, x.rank))
     shape = [x.size(place) for place in range(axis, x.rank)]
     inputs = [x.name, g.scale(*shape), *([g.weight(*shape, low=-1.0)] if not g.chance(30) else [])]
     attributes = g.choose({}, {"epsilon": 1e-6}, {"epsilon": 1e-3})
@@ -126,6 +139,7 @@ def rms_norm(g: Growth, x: Value) -> Value:
 def group_norm(g: Growth, x: Value) -> Value:
     """GroupNormalization; its scale and bias are per group below opset 21, per channel above."""
     need(x.rank >= 3)
+    several(x, range(2, x.rank))
     channels = x.size(1)
     groups = g.choose(*(n for n in (2, 1, 3, channels) if channels % n == 0))
     size = groups if g.opset < 21 else channels
@@ -136,6 +150,7 @@ def group_norm(g: Growth, x: Value) -> Value:
 def instance_norm(g: Growth, x: Value) -> Value:
     """InstanceNormalization, with γ and β within, or behind, or both."""
     need(x.rank >= 3)
+    several(x, range(2, x.rank))
     channels = x.size(1)
     if g.chance(40):
         bare = [g.constant(np.ones(channels)), g.constant(np.zeros(channels))]
@@ -146,6 +161,7 @@ def instance_norm(g: Growth, x: Value) -> Value:
 def grouped_rows(g: Growth, x: Value) -> Value:
     """GroupNorm as torch exports it: InstanceNormalization between two Reshapes."""
     need(x.rank >= 3)
+    several(x, range(2, x.rank))
     channels = x.size(1)
     groups = g.choose(*(n for n in (2, 1, 3, channels) if channels % n == 0))
     rows = g.add("Reshape", [x.name, g.integers(0, groups, -1)], (x.dims[0], groups, f"rows{g.numbers.next()}"))
