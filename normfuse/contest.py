@@ -121,7 +121,7 @@ class Contest:
         self.provider = "cpu" if self._stands_in else provider
         self._strict = not stand_in or self.provider == "cpu"
         self.outputs = [str(value.name) for value in reference.graph.outputs]
-        self.hidden = _hidden_values(reference, candidate)
+        self.hidden = hidden_values(reference, candidate)
         self.owners = {hidden.title: hidden.output for hidden in self.hidden}
         self.axes = {hidden.title: hidden.axis for hidden in self.hidden if hidden.axis is not None}
         self.precision = _precision(reference)
@@ -339,7 +339,7 @@ def _agree(old: ir.Shape, new: ir.Shape, kind: str) -> bool:
     return True
 
 
-def _hidden_values(reference: ir.Model, candidate: ir.Model) -> list[Hidden]:
+def hidden_values(reference: ir.Model, candidate: ir.Model) -> list[Hidden]:
     """What stands in front of the saturating operators at the outputs, where both models have the same one."""
     found = []
     for old, new in zip(reference.graph.outputs, candidate.graph.outputs, strict=True):

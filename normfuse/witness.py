@@ -4,13 +4,15 @@ A verdict rests on many probes; to look for its cause one of them is enough. Wha
 should be, is computed once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
-from normfuse.contest import Array, Contest, Values, with_outputs
+from normfuse.contest import Array, Contest, Values, hidden_values, with_outputs
 from normfuse.errors import NormfuseError, TargetError
 from normfuse.judging import Deck, Judgement, judge
 from normfuse.metric import OutputParity
@@ -107,9 +109,9 @@ class Gauge:
         self._reference = contest.run(0, "disabled", inputs)
         self._noise = [contest.run(0, "disabled", moved(inputs, 0))]
         self._truth = self._reference
-        if witness.judged_by == "oracle":
-            names = [*contest.outputs, *(hidden.names[0] for hidden in contest.hidden)]
-            self._truth = contest.titled(Oracle(contest.reference).run(inputs, names), 0)
+        names = [*contest.outputs, *(hidden.names[0] for hidden in contest.hidden)]
+        if (truth := truth_of(contest, witness, names)) is not None:
+            self._truth = contest.titled(truth, 0)
         if level != "disabled":
             self._noise.append(self._reference)
             self._reference = contest.run(0, level, inputs)
@@ -117,24 +119,23 @@ class Gauge:
     def fails(self, candidate: ir.Model) -> bool:
         """Whether another candidate fails on the probe as well; not running counts only where that is the failure."""
         contest, level = self.contest, self.witness.level
+        # what stands before a Sigmoid may bear another name in each candidate
+        hidden = {one.title: one.names[1] for one in hidden_values(contest.reference, candidate)}
+        watched = with_outputs(candidate, list(hidden.values())) if level == "disabled" else candidate
         try:
-            watched = with_outputs(candidate, [hidden.names[1] for hidden in contest.hidden])
-            values = contest.open(watched if level == "disabled" else candidate, level, "the candidate").run(
-                self.witness.inputs
-            )
+            values = contest.open(watched, level, "the candidate").run(self.witness.inputs)
         except TargetError:
             return self.witness.verdict is None
+        titles = dict(zip(contest.outputs, contest.outputs, strict=True)) | hidden
+        found = {title: np.asarray(values[name]) for title, name in titles.items() if name in values}
         judgement = Judgement(contest, self.witness.judged_by)
-        found = contest.titled(values, 1)
         judgement.add(level, self.witness.probe.family, self._truth, self._reference, found, self._noise)
         return judgement.failed
 
 
-def truth_of(contest: Contest, witness: Witness, names: list[str], native: Values) -> Values:
-    """What values of the reference should be: by the oracle, or as they are where that cannot judge."""
+def truth_of(contest: Contest, witness: Witness, names: Collection[str]) -> Values | None:
+    """What values of the reference should be by the oracle; None where it cannot judge."""
     if witness.judged_by == "oracle":
-        try:
+        with suppress(OracleError):
             return Oracle(contest.reference).run(witness.inputs, names)
-        except OracleError:
-            pass
-    return native
+    return None

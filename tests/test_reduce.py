@@ -273,10 +273,10 @@ def plant(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(Certifier, "before", lambda self, nodes: "not judged")
 
 
-CHAIN = "(float[N,3,9,9] x) => (float[N,4,1,1] y) {{ {body} y = GlobalAveragePool(r3) }}"
+CHAIN = "(float[N,3,9,9] x) => (float[N,4,a,b] y) {{ {body} y = {end} }}"
 
 
-def chain() -> onnx.ModelProto:
+def chain(end: str = "GlobalAveragePool(r3)") -> onnx.ModelProto:
     """Conv → BatchNorm → Relu, four times."""
     body, weights, channels, data = "", dict[str, Any](), 3, "x"
     for i in range(4):
@@ -286,7 +286,7 @@ def chain() -> onnx.ModelProto:
         body += f"  r{i} = Relu(n{i})  "
         weights |= {f"w{i}": (4, channels, 3, 3), **batch_norm(f"p{i}", 4)}
         channels, data = 4, f"r{i}"
-    return build(CHAIN.format(body=body), **weights)
+    return build(CHAIN.format(body=body, end=end), **weights)
 
 
 PARTS = ("scale", "bias", "mean", "var")
@@ -305,6 +305,16 @@ def test_the_change_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch, tmp_
     assert set(found.case.inputs) == {"r1"}
     assert found.folder == str(tmp_path / "case")
     assert "n2" in (tmp_path / "case" / "run.py").read_text()
+    assert fails(found)
+
+
+def test_what_stands_before_a_sigmoid_may_bear_another_name_in_each_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, "c1")
+    found = reduce(chain("Sigmoid(n3)"))
+    assert "(before Sigmoid)" in found.reason
+    assert found.changes is not None
+    assert [change.nodes for change in found.changes] == [("n1",)]
+    assert found.first in ("n1", "r1")
     assert fails(found)
 
 
