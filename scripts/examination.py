@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime  # type: ignore[import-untyped]  # it ships no types
 
 import normfuse
+from normfuse.certification import Certifier
 from normfuse.contest import Contest
 from normfuse.errors import NormfuseError
 from normfuse.judging import Deck, Judgement
@@ -23,7 +25,7 @@ from normfuse.model import load
 from normfuse.oracle import Oracle
 from normfuse.passes.lift import LiftPass
 from normfuse.passes.prepare import PreparePass
-from normfuse.pipeline import quiet
+from normfuse.pipeline import prove, quiet, rewrite
 from normfuse.probes import plan
 from normfuse.report import Report
 from normfuse.target import Target
@@ -70,6 +72,8 @@ class Examination:
         ratio: of the errors.
         ill_conditioned: why the proof failed, where a rounding of each value of the original explains it: a graph that
             amplifies roundings, such as the normalization of a constant.
+        certificates: how many passed, failed or were not judged.
+        alarms: those that failed, with the reasons; false ones where nothing else is wrong.
         unjudged: why nothing judged: what runs here has no kernel for the original, or refuses all inputs.
     """
 
@@ -81,6 +85,8 @@ class Examination:
     ratio: float = 0.0
     ill_conditioned: str = ""
     unjudged: str = ""
+    certificates: Counter[str] = field(default_factory=Counter)
+    alarms: tuple[str, ...] = ()
 
 
 def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Examination:
@@ -98,6 +104,8 @@ def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Exam
     lifting = LiftPass()
     faults: list[str] = []
     excuse = unjudged = ""
+    certificates: Counter[str] = Counter()
+    alarms: list[str] = []
     try:
         result = normfuse.optimize(model, target, verify=False)
         with quiet():
@@ -111,6 +119,12 @@ def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Exam
         faults += [fault] if fault else []
         faults += _structure(model, result.model, target)
         faults += _again(result, target)
+        certifier = Certifier({}, provider=where, budget=60.0)
+        rewrite(load(model), target, journal=certifier)
+        certificates.update(one.verdict for one in certifier.certificates)
+        alarms += (f"{rule} {nodes[-1]}: {reason}" for (rule, nodes), reason in certifier.failed.items())
+        if alarms and on_runtime:
+            faults += _rolled_back(model, target)
     except Exception as error:  # whatever it is, it is what is looked for
         last = traceback.extract_tb(error.__traceback__)[-1]
         said = " ".join(str(error).split())[:300]
@@ -129,6 +143,8 @@ def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Exam
         parity.ratio if parity else 0.0,
         excuse,
         unjudged,
+        certificates,
+        tuple(alarms),
     )
 
 
@@ -202,7 +218,7 @@ def _is_noise(model: onnx.ModelProto, optimized: onnx.ModelProto, provider: str)
                 reference = contest.run(0, level, probe.inputs)
                 judgement.add(level, probe.family, truth, reference, candidate, noise)
             judgement.probes += 1
-    return bool(judgement.probes) and not judgement.failed
+    return bool(judgement.probes) and (not judgement.failed or judgement.marginal())
 
 
 def shake(oracle: Oracle, unit: float, rng: np.random.Generator) -> None:
@@ -270,6 +286,14 @@ def _schemas() -> dict[str, Any]:
     )
 
     return {schema.name: schema for schema in get_all_operator_schema() if schema.domain == MICROSOFT}
+
+
+def _rolled_back(model: onnx.ModelProto, target: Target) -> Iterator[str]:
+    """What is wrong where changes are left out because their certificates failed."""
+    kept, report = prove(load(model), target)
+    if not report.left_out:
+        yield "certificates: one failed, and nothing was rolled back"
+    yield from (f"rolled back: {fault}" for fault in _structure(model, ir.to_proto(kept), target))
 
 
 def _again(result: normfuse.Result, target: Target) -> Iterator[str]:

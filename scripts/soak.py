@@ -64,6 +64,8 @@ class Tally:
         judges: examinations by who judged.
         used: changes by rule.
         refused: refusals by rule.
+        certificates: by verdict.
+        alarms: certificates that failed for results that are right, by seed, with the reasons.
         unjudged: how often nothing could judge, by reason.
         excused: examinations whose proof failed by no more than roundings in the original explain.
     """
@@ -75,6 +77,8 @@ class Tally:
     judges: Counter[str] = field(default_factory=Counter)
     used: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    certificates: Counter[str] = field(default_factory=Counter)
+    alarms: list[tuple[int, str]] = field(default_factory=list)
     unjudged: Counter[str] = field(default_factory=Counter)
     excused: list[tuple[int, str]] = field(default_factory=list)
 
@@ -93,6 +97,8 @@ class Tally:
                 self.unjudged[" ".join(one.unjudged.split()[:6])] += 1
             self.used += one.rules
             self.refused += one.refused
+            self.certificates += one.certificates
+            self.alarms += ((outcome.seed, alarm) for alarm in one.alarms)
             if one.ill_conditioned:
                 self.excused.append((outcome.seed, one.target.provider))
 
@@ -109,6 +115,10 @@ class Tally:
         if self.excused:
             some = ", ".join(f"{seed} ({where})" for seed, where in self.excused[:5])
             yield f"{len(self.excused)} not proved, but within what roundings make of the original: {some}"
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in self.certificates.most_common())
+        yield f"{self.certificates.total()} certificates" + (f": {verdicts}" if verdicts else "")
+        for seed, alarm in self.alarms[:10]:
+            yield f"  a right change rolled back: seed {seed}, {alarm}"
         yield f"{self.used.total()} changes by {len(set(self.used) & set(names))} of {len(set(names))} rules"
         yield "by rule: " + ", ".join(f"{name} {count}" for name, count in self.used.most_common())
         never = [name for name in dict.fromkeys(names) if not self.used[name]]
