@@ -70,12 +70,21 @@ def _outline(model: ir.Model) -> onnx.ModelProto:
 
 
 def _stand_in(node: ir.Node) -> onnx.NodeProto:
-    """A node as inference is shown it."""
-    if node.op_type in _KEEPS_SHAPE and node.domain in _KEEPS_SHAPE[node.op_type]:
-        return onnx.helper.make_node(
-            "Identity", [str(node.inputs[0] and node.inputs[0].name)], [str(node.outputs[0].name)]
-        )
-    return ir.serde.serialize_node(node)
+    """A node as inference is shown it, with those in its subgraphs."""
+    proto = ir.serde.serialize_node(node)
+    _pass_on(proto)
+    return proto
+
+
+def _pass_on(proto: onnx.NodeProto) -> None:
+    """Makes an Identity of an operator that keeps the shape, at any depth."""
+    if proto.domain in _KEEPS_SHAPE.get(proto.op_type, ()):
+        proto.op_type, proto.domain = "Identity", ""
+        del proto.input[1:], proto.output[1:], proto.attribute[:]
+    for attribute in proto.attribute:
+        for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            for inner in graph.node:
+                _pass_on(inner)
 
 
 def _is_inferable(model: ir.Model, node: ir.Node) -> bool:

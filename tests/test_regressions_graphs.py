@@ -103,3 +103,15 @@ def test_one_scale_for_all_stays_one_when_a_shift_for_each_channel_follows(threa
         e=np.float32(1e-3),
     )
     again(model, "cpu", threads=threads)
+
+
+def test_shapes_behind_an_operator_that_onnx_infers_nothing_of_are_known_in_a_branch() -> None:
+    model = build(
+        "(float[2,4,5,5] x, bool p) => (float[2,4,5,5] y) { y = If(p) <then_branch = one () => (float[2,4,5,5] t) { "
+        "n = GroupNormalization<num_groups=2>(x, g, b) a = Abs(n) t = LRN<size=3, alpha=0.1, beta=0.5>(a) }, "
+        "else_branch = two () => (float[2,4,5,5] u) { u = Relu(x) }> }",
+        g=(2,),
+        b=(2,),
+    )
+    result = again(model, "cpu", threads=1)
+    assert "dtype of its input is not known" not in reasons_of(result)
