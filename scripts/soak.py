@@ -175,12 +175,14 @@ def soak(seeds: Iterator[int], targets: Sequence[Target], deadline: float, proce
                 yield from (_died(seed, targets, f"runs for more than {PATIENCE:g} s") for seed in late)
                 _end(pool)
                 pool, running = _pool(processes), {}
-    finally:
+        pool.shutdown()
+    except BaseException:  # an interruption, too, leaves no process behind
         _end(pool)
+        raise
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=500)
+    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
