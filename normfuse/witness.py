@@ -117,7 +117,7 @@ class Gauge:
             self._reference = contest.run(0, level, inputs)
 
     def fails(self, candidate: ir.Model) -> bool:
-        """Whether another candidate fails on the probe as well; not running counts only where that is the failure."""
+        """Whether another candidate fails on the probe in the same way; not running counts only where that is it."""
         contest, level = self.contest, self.witness.level
         # what stands before a Sigmoid may bear another name in each candidate
         hidden = {one.title: one.names[1] for one in hidden_values(contest.reference, candidate)}
@@ -130,7 +130,13 @@ class Gauge:
         found = {title: np.asarray(values[name]) for title, name in titles.items() if name in values}
         judgement = Judgement(contest, self.witness.judged_by)
         judgement.add(level, self.witness.probe.family, self._truth, self._reference, found, self._noise)
-        return judgement.failed
+        seen = self.witness.verdict
+        if seen is None:
+            return judgement.failed
+        # another output, or this one by a hair, would be another failure: rounding adds up in a single probe
+        tally = judgement.tallies.get((seen.name, level))
+        verdict = None if tally is None else tally.verdict(level)
+        return verdict is not None and not verdict.passed and verdict.ratio >= min(seen.ratio, seen.ratio**0.5)
 
 
 def truth_of(contest: Contest, witness: Witness, names: Collection[str]) -> Values | None:

@@ -19,13 +19,16 @@ from hypothesis import strategies as st
 from normfuse import cut, pipeline
 from normfuse.certification import Certifier
 from normfuse.cli import main
+from normfuse.contest import Contest
 from normfuse.culprits import minimal
 from normfuse.errors import NormfuseError
 from normfuse.model import load
 from normfuse.passes import fold, fold_rules
 from normfuse.passes.deal import Offer
+from normfuse.probes import Probe
 from normfuse.reduction import Reduction, reduce
 from normfuse.verification import verify
+from normfuse.witness import Gauge, judge_probe
 from tests.parity import Array, batch_norm, build, rng
 
 NET = (
@@ -316,6 +319,22 @@ def test_what_stands_before_a_sigmoid_may_bear_another_name_in_each_candidate(mo
     assert [change.nodes for change in found.changes] == [("n1",)]
     assert found.first in ("n1", "r1")
     assert fails(found)
+
+
+def test_another_failure_than_the_one_looked_for_does_not_count() -> None:
+    text = "(float[N,6] x) => (float[N,6] y, float[N,6] z) { y = Mul(x, a)  z = Mul(x, b) }"
+
+    def scaled(a: float, b: float) -> ir.Model:
+        return load(build(text, a=np.float32(a), b=np.float32(b)))
+
+    contest = Contest(scaled(2, 3), scaled(2.5, 3), "cpu")
+    witness = judge_probe(contest, Probe("scale 1", {"x": rng("x").normal(size=(1, 6)).astype(np.float32)}))
+    assert witness is not None
+    gauge = Gauge(contest, witness)
+    assert gauge.fails(scaled(2.4, 3))
+    assert not gauge.fails(scaled(2, 3.5)), "another output"
+    assert not gauge.fails(scaled(2 * (1 + 2e-6), 3)), "a hair"
+    assert judge_probe(Contest(scaled(2, 3), scaled(2 * (1 + 2e-6), 3), "cpu"), witness.probe) is not None
 
 
 def test_without_a_fault_optimizing_diverges_nowhere() -> None:
