@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from normfuse import __version__
@@ -230,7 +231,9 @@ def _attribute(name: str, attribute: ir.Attr) -> Iterator[bytes]:
             for graph in attribute.as_graphs():
                 yield name.encode()
                 yield from _parts(graph)
-        case ir.AttributeType.INTS | ir.AttributeType.FLOATS | ir.AttributeType.STRINGS:
+        case ir.AttributeType.FLOAT | ir.AttributeType.FLOATS:  # they are written in single precision
+            yield repr([name, np.asarray(attribute.value, np.float32).tolist()]).encode()
+        case ir.AttributeType.INTS | ir.AttributeType.STRINGS:
             yield repr([name, *attribute.value]).encode()
         case _:
             yield repr([name, str(attribute.value)]).encode()

@@ -12,7 +12,6 @@ Whatever `load` is given stays as it is: its model shares the numbers of the sou
 """
 
 import os
-from contextlib import suppress
 from typing import Any, Protocol, cast
 
 import onnx
@@ -190,7 +189,6 @@ def save(model: Source, path: str | os.PathLike[str]) -> None:
     """
     path = os.fspath(path)
     validate_place(path)
-    stale = data_files(path)
     if not isinstance(model, onnx.ModelProto | ir.Model):
         model = load(model)
     if isinstance(model, onnx.ModelProto):
@@ -199,14 +197,10 @@ def save(model: Source, path: str | os.PathLike[str]) -> None:
     else:
         data = None if is_large(model) or has_external(model) else to_bytes(to_proto(model, {}))
     if data is not None:
-        write([(path, lambda file: file.write(data))])
+        write([(path, lambda file: file.write(data))], lambda: data_files(path))
     elif isinstance(model, ir.Model):
         used = {os.path.realpath(tensor.path) for _, tensor in external(model)}
-        stale = {name for name in stale if os.path.realpath(name) not in used}
-        write_external(model, path)
-    for name in stale:
-        with suppress(OSError):
-            os.unlink(name)
+        write_external(model, path, lambda: [one for one in data_files(path) if os.path.realpath(one) not in used])
 
 
 def restore_kind(model: ir.Model, source: Source) -> Any:

@@ -272,11 +272,14 @@ def rewrite(
         if raising is not None and "opset" not in ignore:
             run("opset", raising)
         run("prepare", preparing)
-        for _ in range(_ROUNDS):
+        first: list[Refusal] = []
+        for repeat in range(_ROUNDS):
             RemoveUnusedNodesPass()(model)  # they count as readers
             written = sum(len(stage.changes) for stage in (folding, blocking, lowering, joining))
             for name, stage in joint.items():
                 run(name, stage)
+            if not repeat:  # what hides an activation in the first round may be folded into it by the next
+                first = list(lifting.refusals)
             if written == sum(len(stage.changes) for stage in (folding, blocking, lowering, joining)):
                 break
         forget_exact(model)
@@ -288,6 +291,7 @@ def rewrite(
     written_anew = (*blocking.changes, *lowering.changes)
     rewritten = {name for change in written_anew for name in (*change.nodes, *change.into)}
     raised = [] if raising is None else raising.changes
+    first = [refusal for refusal in first if refusal.node not in rewritten]
     stays = [refusal for refusal in folding.refusals if refusal.node not in rewritten]
     if tuner is not None and tuner is not tune and tuner.cache.warning:
         warnings.warn(tuner.cache.warning, stacklevel=3)
@@ -296,7 +300,7 @@ def rewrite(
         before,
         Counts.of(model),
         [*raised, *preparing.changes, *folding.changes, *blocking.changes, *lowering.changes, *joining.changes],
-        unique([*preparing.refusals, *lifting.refusals, *stays, *blocking.refusals, *lowering.refusals, *lost]),
+        unique([*preparing.refusals, *first, *lifting.refusals, *stays, *blocking.refusals, *lowering.refusals, *lost]),
     )
 
 

@@ -3,7 +3,8 @@
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import BinaryIO
 
 import onnx
@@ -14,7 +15,7 @@ from normfuse.errors import ModelError, NormfuseError
 from normfuse.outline import external_files
 from normfuse.scaled import Folded
 from normfuse.sparse import SparseTensor, put_sparse
-from normfuse.storage import parse, read, to_bytes, write
+from normfuse.storage import parse, read, reserve, to_bytes, write
 from normfuse.tensors import constants, external, in_memory, place
 
 SMALLEST_EXTERNAL = 1024
@@ -88,15 +89,35 @@ def _drop_redundant(graph: onnx.GraphProto) -> None:
         graph.value_info.extend(copies.value_info)
 
 
-def write_external(model: ir.Model, path: str) -> dict[ir.Value, ir.TensorProtocol]:
+def write_external(
+    model: ir.Model, path: str, replaced: Callable[[], Iterable[str]] = tuple
+) -> dict[ir.Value, ir.TensorProtocol]:
     """Writes a model to `path` and its large tensors to a data file beside it, under a name that is free.
+
+    Args:
+        model: the model.
+        path: where to write it.
+        replaced: as for `normfuse.storage.write`.
 
     Returns:
         what was written in place of tensors: by value, where in the data file it lies.
     """
-    name = f"{os.path.basename(path)}.data"
-    while os.path.lexists(os.path.join(os.path.dirname(path), name)):
-        name = f"{os.path.basename(path)}.{secrets.token_hex(4)}.data"
+    folder, base = os.path.split(path)
+    name = f"{base}.data"
+    while not reserve(os.path.join(folder, name)):
+        name = f"{base}.{secrets.token_hex(4)}.data"
+    try:
+        return _write_at(model, path, name, replaced)
+    except BaseException:
+        with suppress(OSError):
+            if os.path.getsize(os.path.join(folder, name)) == 0:
+                os.unlink(os.path.join(folder, name))
+        raise
+
+
+def _write_at(
+    model: ir.Model, path: str, name: str, replaced: Callable[[], Iterable[str]]
+) -> dict[ir.Value, ir.TensorProtocol]:
     stand_ins: dict[ir.Value, ir.TensorProtocol] = {
         value: in_memory(tensor) for value, tensor in external(model) if tensor.nbytes < SMALLEST_EXTERNAL
     }
@@ -111,8 +132,8 @@ def write_external(model: ir.Model, path: str) -> dict[ir.Value, ir.TensorProtoc
     data = to_bytes(to_proto(model, stand_ins))
     if data is None:
         raise ModelError("the model is larger than 2 GiB without its weights, more than protobuf can hold; split it")
-    folder = os.path.dirname(path)
-    write([(os.path.join(folder, name), lambda file: _fill(file, places)), (path, lambda file: file.write(data))])
+    data_path = os.path.join(os.path.dirname(path), name)
+    write([(data_path, lambda file: _fill(file, places)), (path, lambda file: file.write(data))], replaced)
     return stand_ins
 
 

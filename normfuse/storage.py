@@ -3,8 +3,8 @@
 import os
 import secrets
 import stat
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 import onnx
@@ -121,20 +121,39 @@ def validate_place(path: str) -> None:
         raise NormfuseError(f"cannot write {path}: the folder {folder} is read-only; choose another output")
 
 
-def write(files: Sequence[tuple[str, Callable[[BinaryIO], object]]]) -> None:
+def reserve(path: str) -> bool:
+    """Takes a name for a file that is yet to be written; False where it is taken.
+
+    Raises:
+        NormfuseError: nothing can be written there.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return True
+
+
+def write(
+    files: Sequence[tuple[str, Callable[[BinaryIO], object]]], replaced: Callable[[], Iterable[str]] = tuple
+) -> None:
     """Writes files so that either all of them are there and complete, or none.
 
-    Each is written beside its place under a temporary name and synced, then they are renamed in order. Only the last
-    may replace a file that exists; while it is not in place, whatever goes wrong removes all that was written.
+    Each is written beside its place under a temporary name and synced, then they are renamed in order, while no other
+    process does so in that folder. Only the last may replace a file that exists, the names of the others are reserved;
+    while it is not in place, whatever goes wrong removes all that was written.
 
     Args:
         files: paths, each with a function that writes its content.
+        replaced: names the files that belong to the one which the last replaces, just before it does; they are removed.
 
     Raises:
         NormfuseError: the system could not write, such as on a full disk.
     """
+    folder = os.path.dirname(files[-1][0])
     temporary = [os.path.join(os.path.dirname(path), f".normfuse-{secrets.token_hex(8)}.tmp") for path, _ in files]
-    placed: list[str] = []
     try:
         for name, (_, fill) in zip(temporary, files, strict=True):
             with open(
@@ -143,17 +162,42 @@ def write(files: Sequence[tuple[str, Callable[[BinaryIO], object]]]) -> None:
                 fill(file)
                 file.flush()
                 os.fsync(file.fileno())
-        for name, (path, _) in zip(temporary, files, strict=True):
-            placed.append(path)
-            os.replace(name, path)
+        with _alone_in(folder):
+            stale = set(replaced()) - {path for path, _ in files}
+            for name, (path, _) in zip(temporary, files, strict=True):
+                os.replace(name, path)
+            for name in stale:
+                with suppress(OSError):
+                    os.unlink(name)
     except BaseException as error:
-        unfinished = os.path.exists(temporary[-1])
-        for name in temporary + placed[: len(files) - 1] * unfinished:
+        unfinished = os.path.exists(temporary[-1]) or isinstance(error, OSError)
+        for name in temporary + [path for path, _ in files[:-1]] * unfinished:
             with suppress(OSError):
                 os.unlink(name)
         if isinstance(error, OSError):
-            reason = error.strerror or error
-            raise NormfuseError(
-                f"cannot write {files[-1][0]}: {reason}; nothing was changed, make room or choose another output"
-            ) from error
+            raise _unwritable(files[-1][0], error) from error
         raise
+
+
+def _unwritable(path: str, error: OSError) -> NormfuseError:
+    reason = error.strerror or error
+    return NormfuseError(f"cannot write {path}: {reason}; nothing was changed, make room or choose another output")
+
+
+@contextmanager
+def _alone_in(folder: str) -> Iterator[None]:
+    """Keeps other processes from renaming files in a folder meanwhile, as far as the system and they care."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    descriptor = os.open(folder or os.curdir, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+        with suppress(OSError):
+            os.fsync(descriptor)  # the names, too, outlive a power failure
+    finally:
+        os.close(descriptor)

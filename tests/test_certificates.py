@@ -353,6 +353,12 @@ def test_certificates_need_a_proof_and_a_file(written: Path, option: str) -> Non
     assert not (written / "d.json").exists()
 
 
+def test_a_fingerprint_outlives_saving() -> None:
+    model = load(build("(float[N,3] x) => (float[N,3] y) { y = HardSigmoid(x) }"))
+    next(iter(model.graph)).attributes["alpha"] = ir.AttrFloat32("alpha", 1 / 6)  # more digits than float32 has
+    assert fingerprint(load(ir.to_proto(model))) == fingerprint(model)
+
+
 def test_certificates_with_external_data(tmp_path: Path) -> None:
     onnx.save(net(), tmp_path / "a.onnx", save_as_external_data=True, size_threshold=64, location="a.data")
     result = run("optimize", tmp_path / "a.onnx", "-o", tmp_path / "b.onnx", "--certificates", tmp_path / "c.json")
