@@ -117,6 +117,7 @@ def optimize(
     inputs = read_arrays(data)
 
     from normfuse import console, pipeline
+    from normfuse.signatures import explained
 
     tuner = None
     with console.Progress(f"reading {model}") as progress:
@@ -140,7 +141,8 @@ def optimize(
                 original, target, verify_budget=verify_budget, data=inputs, progress=progress.say, **settings
             )
         else:
-            result, report = original, pipeline.rewrite(original, target, **settings)
+            with explained(lambda: load(model)):
+                result, report = original, pipeline.rewrite(original, target, **settings)
         passed = report.parity is None or report.parity.passed
         written = output if writes and passed else None
         if written is not None:

@@ -36,6 +36,7 @@ from normfuse.model import Source, load
 from normfuse.passes.prepare import PreparePass
 from normfuse.pipeline import quiet
 from normfuse.report import NORMALIZATIONS
+from normfuse.signatures import explained
 from normfuse.site import Site, Statistics
 from normfuse.target import PROVIDERS, Target
 
@@ -120,7 +121,7 @@ def inspect(
     """
     where = Target.parse(target, threads)
     model = load(source)
-    with quiet():
+    with quiet(), explained(lambda: load(source)):
         name = os.path.basename(source) if isinstance(source, str | os.PathLike) else model.graph.name or "the model"
         return _inspection(model, name, where, profile, layout, data, shapes, progress or (lambda doing: None))
 

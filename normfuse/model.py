@@ -28,6 +28,7 @@ from normfuse.serialization import (
     to_proto,
     write_external,
 )
+from normfuse.signatures import validate_signatures
 from normfuse.sparse import SparseTensor, take_sparse
 from normfuse.storage import parse, read, to_bytes, validate_place, write
 from normfuse.tensors import detach, external, first_cause
@@ -109,6 +110,7 @@ def _from_proto(proto: onnx.ModelProto, folder: str) -> ir.Model:
     for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
         if "ai.onnx" in imports:
             imports[""] = imports.pop("ai.onnx")
+    validate_signatures(model)
     detach(model, folder)
     if not ordered:
         _sort(model)
@@ -121,6 +123,7 @@ def _from_ir(source: ir.Model) -> ir.Model:
         model = source.clone() if ordered else _rebuilt(source)
     except Exception as error:
         raise ModelError(f"it cannot be copied: {first_cause(error)}; its graph is inconsistent") from error
+    validate_signatures(model)
     detach(model)
     return model
 

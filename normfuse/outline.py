@@ -138,6 +138,10 @@ class _ProtoReader:
 
     def step(self, node: onnx.NodeProto) -> Step:
         blocks = []
+        if len({attribute.name for attribute in node.attribute}) < len(node.attribute):
+            raise ModelError(
+                f"node {node.name!r} ({node.op_type}) has two attributes of one name; export the model again"
+            )
         for attribute in node.attribute:
             kind = attribute.type
             if kind == _GRAPH:

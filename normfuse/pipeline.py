@@ -29,6 +29,7 @@ from normfuse.passes.recognizers import RECOGNIZERS
 from normfuse.passes.rule import Rule
 from normfuse.passes.weights import forget_exact
 from normfuse.report import Counts, Refusal, Report, unique
+from normfuse.signatures import explained
 from normfuse.target import Target
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ def optimize(
     }
     original = load(source)
     if not verify:
-        report = rewrite(original, target, **settings)
+        with explained(lambda: load(source)):
+            report = rewrite(original, target, **settings)
         return Result(restore_kind(original, source), report)
     model, report = prove(original, target, verify_budget=verify_budget, data=data, **settings)
     if report.parity is not None and not report.parity.passed:
@@ -190,7 +192,8 @@ def prove(
     for _ in range(ATTEMPTS):
         model = original.clone()
         certifier = Certifier(failed, provider=where, budget=verify_budget, say=progress)
-        report = rewrite(model, target, journal=certifier, **settings)
+        with explained(original.clone):
+            report = rewrite(model, target, journal=certifier, **settings)
         if not certifier.failed:
             break
         failed |= certifier.failed
@@ -201,16 +204,17 @@ def prove(
     report.left_out = [(*key, reason) for key, reason in failed.items()]
     refusals = [Refusal(rule, nodes[-1], reason) for rule, nodes, reason in report.left_out]
     report.refusals = unique([*report.refusals, *refusals])
-    report.parity = verify(
-        original,
-        model,
-        data=data,
-        budget=verify_budget,
-        provider=where,
-        stand_in=True,
-        shapes=settings.get("shapes"),
-        progress=progress,
-    )
+    with explained(original.clone):
+        report.parity = verify(
+            original,
+            model,
+            data=data,
+            budget=verify_budget,
+            provider=where,
+            stand_in=True,
+            shapes=settings.get("shapes"),
+            progress=progress,
+        )
     return model, report
 
 

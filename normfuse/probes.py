@@ -18,6 +18,7 @@ Integer inputs are drawn below the size of the table they index, else from {0, 1
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Inputs = dict[str, Array]
+
+LARGEST = 2**28
+"""Numbers that an input may have when it is drawn."""
 
 SANE = ("scale 1", "unit interval", "batch 3", "second size", "data")
 """Families on which a model is not ill-conditioned by construction."""
@@ -250,7 +254,7 @@ def data_probes(
         return []
     if isinstance(data, str | PathLike):
         try:
-            with np.load(data) as file:
+            with np.load(data, allow_pickle=False) as file:
                 arrays: Mapping[str, Array] = dict(file)
         except (OSError, ValueError, TypeError) as error:
             raise NormfuseError(f"{data}: not an .npz file of arrays: {error}") from error
@@ -298,6 +302,10 @@ def _symbols(model: ir.Model) -> Iterator[str]:
 
 def _draw(port: Port, shape: tuple[int, ...], law: str, rng: np.random.Generator) -> Array:
     """An array for an input under the law of a family."""
+    if prod(shape) > LARGEST:
+        raise NormfuseError(
+            f"input {port.name!r} of shape {list(shape)} is too large to be drawn; give a smaller one with --shape"
+        )
     if is_float_type(port.dtype):
         z = rng.standard_normal(shape)
         values = _FAMILIES[law](rng, z) if z.ndim else z

@@ -36,6 +36,12 @@ ONNX_RUNTIME_ONLY = frozenset(
 )
 """Operators that ONNX Runtime has in the default domain from opset 1 on, where ONNX has none or only a later one."""
 
+DEEPEST = 100
+"""Functions that call one another in a row, at most: what onnx, too, follows."""
+
+LARGEST = 10_000_000
+"""Nodes that one call may stand for: a few functions that each call the next one twice stand for any number."""
+
 _SHOWN = 8
 """Nodes of a cycle that a message names at most."""
 
@@ -95,6 +101,22 @@ def _validate_calls(routines: Sequence[Routine]) -> None:
             f"functions call one another in a circle: {' → '.join(routines[i].name for i in cycle[:_SHOWN])}; "
             "ONNX has no recursion"
         )
+    sizes: dict[int, tuple[int, int]] = {}  # of what a call stands for: nodes, and calls one inside the other
+    waiting = list(range(len(routines)))
+    while waiting:
+        i = waiting.pop()
+        if missing := [j for j in calls[i] if j not in sizes]:
+            waiting += [i, *missing]
+            continue
+        called = [index.get((step.domain, step.op_type), -1) for step in routines[i].body.all_steps()]
+        nodes = sum(sizes[j][0] if j >= 0 else 1 for j in called)
+        depth = 1 + max((sizes[j][1] for j in calls[i]), default=0)
+        if depth > DEEPEST or nodes > LARGEST:
+            raise ModelError(
+                f"function {routines[i].name!r} calls others {depth} deep and stands for {nodes:,} nodes, more than "
+                f"{DEEPEST} or {LARGEST:,}; inline the functions of the model, or export it again"
+            )
+        sizes[i] = nodes, depth
 
 
 class _Check:

@@ -104,6 +104,8 @@ def vector(
     if any(size != 1 for axis, size in enumerate(array.shape) if axis not in axes):
         return None
     own = array.reshape([array.shape[axis] for axis in axes])
+    if any(size not in (1, one) for size, one in zip(own.shape, wanted, strict=True)):
+        return None  # of a model whose shapes contradict one another
     return emitter.constant(np.broadcast_to(own, wanted).copy(), dtype, "weight" if neutral else "bias")
 
 

@@ -344,6 +344,7 @@ def by_window(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     _form(found.channel == 1 and site.rank >= 3, "its window is not one of channels")
     _need(site.dtype == ir.DataType.FLOAT and found.dtype in (None, site.dtype), "its dtype is not float32")
     channels, size = site.dims[1], before + after + 1
+    _form(size >= 1, "its window is empty")
     _need(isinstance(channels, int), "the number of its channels is not known")
     assert isinstance(channels, int)
     square = emitter.op("Mul", site.data, site.data)

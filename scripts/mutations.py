@@ -117,10 +117,14 @@ def corpus() -> tuple[onnx.ModelProto, ...]:
 def _filled(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     """Gives numbers to the initializers that the text only declares: those become inputs, so they are moved."""
     rng = np.random.default_rng(seed)
-    declared = [value for value in model.graph.value_info if value.name not in {t.name for t in model.graph.initializer}]
+    declared = [
+        value for value in model.graph.value_info if value.name not in {t.name for t in model.graph.initializer}
+    ]
     for value in declared:
         dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        model.graph.initializer.append(numpy_helper.from_array(rng.normal(1.0, 0.5, dims).astype(np.float32), value.name))
+        model.graph.initializer.append(
+            numpy_helper.from_array(rng.normal(1.0, 0.5, dims).astype(np.float32), value.name)
+        )
     return model
 
 
