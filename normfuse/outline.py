@@ -78,6 +78,10 @@ class Outline:
         reader = _ProtoReader()
         graph = reader.block(model.graph)
         routines = []
+        names = [(function.domain, function.name, function.overload) for function in model.functions]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ModelError(f"function {twice[1]!r} is defined twice; keep one of them")
         for function in model.functions:
             steps = tuple(reader.step(node) for node in function.node)
             body = Block(_text(function.input), (), _text(function.output), steps)

@@ -21,6 +21,10 @@ import onnx_ir as ir
 from normfuse.errors import ModelError, NormfuseError
 
 
+_PLAIN = frozenset(map(ir.AttributeType, range(1, 5))) | frozenset(map(ir.AttributeType, range(6, 9)))
+"""Types of attributes that can be let through unknown: numbers, strings, a tensor; not graphs and types."""
+
+
 @dataclass(frozen=True, slots=True)
 class Signature:
     """What an operator takes and gives.
@@ -104,6 +108,8 @@ def _broken(node: ir.Node, row: Signature) -> str:
     attributes = node.attributes
     for name, attribute in attributes.items():
         kind = row.kinds.get(name)
+        if kind is None and attribute.type not in _PLAIN:
+            return f"has an attribute {name!r} of type {attribute.type.name}, which its operator does not have"
         if kind is not None and int(attribute.type) != kind:
             return f"has an attribute {name!r} of type {attribute.type.name}, not {ir.AttributeType(kind).name}"
     for name in row.needed:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import onnx_ir as ir
 
 from normfuse.errors import ModelError
 from normfuse.outline import ir_graphs
-from normfuse.validation import validate_external
+from normfuse.validation import validate_external, validate_ranges
 
 _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 """Fields of a `TensorProto` that hold numbers, beside `raw_data`."""
@@ -69,6 +70,7 @@ def detach(model: ir.Model, folder: str | None = None) -> None:
     Raises:
         ModelError: a tensor does not hold what its shape says, or its external data is missing.
     """
+    ranges: dict[str, set[tuple[int, int]]] = {}
     for graph in ir_graphs(model):
         for value in {*graph.inputs, *graph.initializers.values()}:
             _detach_value(value, folder)
@@ -79,8 +81,19 @@ def detach(model: ir.Model, folder: str | None = None) -> None:
                 if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
                     tensor = _own(attribute.value, folder)  # not as_tensor(), whose check of the protocol is slow
                     if type(tensor) is ir.ExternalTensor:
+                        _note(tensor, ranges)
                         tensor = in_memory(tensor)
                     node.attributes[name] = ir.AttrTensor(name, tensor, doc_string=attribute.doc_string)
+
+    for value, tensor in external(model):
+        _note(tensor, ranges)
+    for path, parts in ranges.items():
+        validate_ranges(path, parts)
+
+
+def _note(tensor: ir.ExternalTensor, ranges: dict[str, set[tuple[int, int]]]) -> None:
+    start = tensor.offset or 0
+    ranges.setdefault(os.path.realpath(tensor.path), set()).add((start, start + tensor.nbytes))
 
 
 def _detach_value(value: ir.Value, folder: str | None) -> None:

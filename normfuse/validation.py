@@ -275,3 +275,22 @@ def validate_external(tensor: ir.ExternalTensor) -> None:
             f"{what}, but {path} has {status.st_size:,} bytes where {offset + length:,} are expected; "
             "the file is cut short, fetch it again"
         )
+
+
+def validate_ranges(path: str, ranges: Collection[tuple[int, int]]) -> None:
+    """Checks that the tensors in a data file lie apart, or are the same one.
+
+    Args:
+        path: the data file, for the message.
+        ranges: first byte and the one after the last, of each tensor.
+
+    Raises:
+        ModelError: two of them overlap without being equal.
+    """
+    end = 0
+    for start, stop in sorted(one for one in ranges if one[1] > one[0]):
+        if start < end:
+            raise ModelError(
+                f"tensors overlap in {path} at byte {start:,}: only equal ranges can be shared; export the model again"
+            )
+        end = stop

@@ -1,7 +1,7 @@
 """Hostile files read, inspected and optimized, until the time is up: `python -m scripts.hostile --seconds 120`.
 
-Each file is a function of its kind and seed: `--one fields 17` examines one again, in this process. It must be taken, or
-refused by an error of normfuse with an exit status that is documented. Workers examine the files, each under a limit of
+Each file is a function of its kind and seed: `--one fields 17` examines one again, in this process. It must be taken
+or refused by an error of normfuse with a documented exit status. Workers examine the files, each under a limit of
 memory and of time for one file: what ends or outlasts its worker is counted as bad, like any other exception. The exit
 status is 1 where something was bad.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from scripts.mutations import WEIGHTS, mutant
 
 KINDS = ("bytes", "fields", "noise", "proved")
-"""Bytes of a model changed; fields of one changed; bytes at random; fields changed, and what is taken proved as well."""
+"""Bytes of a model changed; fields of one changed; bytes at random; fields changed and what is taken proved."""
 
 MEMORY = 4 * 2**30
 """Bytes of address space that a worker may have."""
