@@ -20,7 +20,6 @@ import onnx_ir as ir
 
 from normfuse.errors import ModelError, NormfuseError
 
-
 _PLAIN = frozenset(map(ir.AttributeType, range(1, 5))) | frozenset(map(ir.AttributeType, range(6, 9)))
 """Types of attributes that can be let through unknown: numbers, strings, a tensor; not graphs and types."""
 

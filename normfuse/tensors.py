@@ -85,7 +85,7 @@ def detach(model: ir.Model, folder: str | None = None) -> None:
                         tensor = in_memory(tensor)
                     node.attributes[name] = ir.AttrTensor(name, tensor, doc_string=attribute.doc_string)
 
-    for value, tensor in external(model):
+    for _, tensor in external(model):
         _note(tensor, ranges)
     for path, parts in ranges.items():
         validate_ranges(path, parts)
