@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import onnx.defs
@@ -55,7 +55,7 @@ def signature(op_type: str, opset: int) -> Signature | None:
         (schema.min_input, schema.max_input),
         (schema.min_output, schema.max_output),
         tuple(i for i, one in enumerate(schema.inputs) if one.option == single),
-        {name: int(one.type.value) for name, one in schema.attributes.items()},
+        {name: int(cast(Any, one.type)) for name, one in schema.attributes.items()},
         tuple(name for name, one in schema.attributes.items() if one.required),
     )
 
@@ -93,7 +93,7 @@ def _nodes(
 def _misfit(node: ir.Node, inputs: tuple[int, int], outputs: tuple[int, int]) -> str:
     for values, (least, most), what in ((node.inputs, inputs, "inputs"), (node.outputs, outputs, "outputs")):
         count = len(values)
-        while count > most and (values[count - 1] is None or not values[count - 1].name):
+        while count > most and ((last := values[count - 1]) is None or not last.name):
             count -= 1
         if not least <= count <= most:
             return f"has {count} {what}, but takes {least if least == most else f'{least} to {most}'}"

@@ -194,7 +194,7 @@ def group_norm(node: ir.Node, weights: Weights) -> Norm:
             raise RefusedError("the number of its channels is not known")
         if groups < 1:
             raise RefusedError("it has no groups")
-    repeats = channels // groups
+        repeats = channels // groups
     standardize = Standardize.group_norm(rank, groups, attribute(node, "epsilon", 1e-5)).simplified(channels)
     scale, bias = _parameter(node, 1, (1,), repeats), _parameter(node, 2, (1,), repeats)
     return Norm(node, standardize, data, scale, bias)

@@ -107,7 +107,7 @@ def corpus() -> tuple[onnx.ModelProto, ...]:
         tensor.external_data.add(key="offset", value=str(64 * place))
         tensor.external_data.add(key="length", value=str(4 * int(np.prod(tensor.dims))))
     sparse = _filled(onnx.parser.parse_model(_HEAD + _TEXTS[1]), 11)
-    values = numpy_helper.from_array(np.float32([2.0, -3.0]), "sp")
+    values = numpy_helper.from_array(np.array([2.0, -3.0], np.float32), "sp")
     indices = numpy_helper.from_array(np.array([1, 5]), "indices")
     sparse.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [16]))
     sparse.graph.node[-1].input[1] = "sp"
@@ -134,7 +134,7 @@ def mutant(kind: str, seed: int) -> bytes:
     model = onnx.ModelProto()
     model.CopyFrom(rng.choice(corpus()))
     if kind == "bytes":
-        data = model.SerializeToString()
+        data: bytes = model.SerializeToString()
         for _ in range(rng.choice((1, 1, 2, 4))):
             data = rng.choice(BYTES)(rng, data)
         return data

@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx.parser
@@ -54,7 +55,7 @@ def twice() -> onnx.ModelProto:
     return model
 
 
-def node(op_type: str, count: int, **attributes: object) -> Callable[[], onnx.ModelProto]:
+def node(op_type: str, count: int, **attributes: Any) -> Callable[[], onnx.ModelProto]:
     def made() -> onnx.ModelProto:
         model = onnx.parser.parse_model(HEAD + "(float[2] x) => (float[2] y) { y = Relu(x) }")
         model.graph.node[0].CopyFrom(helper.make_node(op_type, ["x"] * count, ["y"], **attributes))
@@ -115,7 +116,7 @@ def test_nothing_unpickles() -> None:
     for folder in ("normfuse", "passes", "scripts", "models"):
         for file in (ROOT / folder).rglob("*.py"):
             for one in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                names = []
+                names, place = [], f"{file}:{getattr(one, 'lineno', 0)}"
                 if isinstance(one, ast.Import):
                     names = [alias.name for alias in one.names]
                 elif isinstance(one, ast.ImportFrom):
@@ -128,12 +129,12 @@ def test_nothing_unpickles() -> None:
                     "shelve",
                     "marshal",
                 }:
-                    found.append(f"{file}:{one.lineno}")
+                    found.append(place)
                 if isinstance(one, ast.Call) and ast.unparse(one.func) in ("np.load", "numpy.load", "torch.load"):
                     seen += 1
                     key, safe = ("weights_only", True) if "torch" in ast.unparse(one.func) else ("allow_pickle", False)
                     given = {word.arg: ast.unparse(word.value) for word in one.keywords}
                     if given.get(key) != str(safe):
-                        found.append(f"{file}:{one.lineno}")
+                        found.append(place)
     assert found == []
     assert seen >= 2
