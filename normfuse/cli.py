@@ -6,12 +6,14 @@ Only click is imported with this module: what a verb needs is imported when it r
 import io
 import os
 import sys
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from normfuse import __version__
+from normfuse.cli_cases import ANNOTATIONS, JUNIT, told
 from normfuse.cli_reduce import reduce
 from normfuse.errors import NormfuseError
 from normfuse.options import (
@@ -254,6 +256,8 @@ def inspect(
 )
 @DATA
 @SHAPE
+@JUNIT
+@ANNOTATIONS
 def verify(
     reference: str,
     candidate: str,
@@ -263,31 +267,39 @@ def verify(
     certificates: str | None,
     data: tuple[str, ...],
     shapes: Shapes,
+    junit: str | None,
+    annotations: bool | None,
     as_json: bool,
 ) -> None:
     """Prove that two models compute the same.
 
     Exits with 1 where CANDIDATE does not compute what REFERENCE computes.
     """
-    inputs = read_arrays(data)
-    from normfuse import console, verification
-
     found = None
-    with console.Progress("verifying") as progress:
-        if certificates is not None:
-            from normfuse.certificates import recheck
+    read = [path for path in (certificates, *data) if path is not None]
+    with told(reference, candidate, junit, annotations, read) as cases:
+        from normfuse import console, testcases, verification
 
-            found = recheck(certificates, reference, candidate, progress=progress.say)
-        parity = verification.verify(
-            reference,
-            candidate,
-            data=inputs,
-            seeds=seeds,
-            budget=budget,
-            provider=provider,
-            shapes=shapes,
-            progress=progress.say,
-        )
+        inputs = read_arrays(data)
+        with console.Progress("verifying") as progress:
+            start = time.perf_counter()
+            if certificates is not None:
+                from normfuse.certificates import recheck
+
+                found = recheck(certificates, reference, candidate, progress=progress.say)
+                cases.append(testcases.of_certificates(found, time.perf_counter() - start))
+                start = time.perf_counter()
+            parity = verification.verify(
+                reference,
+                candidate,
+                data=inputs,
+                seeds=seeds,
+                budget=budget,
+                provider=provider,
+                shapes=shapes,
+                progress=progress.say,
+            )
+        cases += testcases.of_parity(parity, provider, time.perf_counter() - start)
     if as_json:
         again = {} if found is None else {"certificates": asdict(found)}
         print_json("verify", {"reference": reference, "candidate": candidate, **again, **parity.to_dict()})
