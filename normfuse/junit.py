@@ -1,7 +1,7 @@
 """Test cases as JUnit XML, in the dialect of Jenkins that pytest calls xunit2.
 
-    <testsuites><testsuite name tests failures errors skipped time timestamp>
-        <testcase classname name time> <failure|error|skipped message>text</…> | <system-out>figures</system-out>
+<testsuites><testsuite name tests failures errors skipped time timestamp>
+    <testcase classname name time> <failure|error|skipped message>text</…> | <system-out>figures</system-out>
 """
 
 import datetime
@@ -65,5 +65,5 @@ def to_xml(suite: str, cases: Sequence[Case], when: datetime.datetime) -> bytes:
 
 
 def _legal(text: str) -> str:
-    """A text with what XML cannot hold written as an escape, such as `\\x1b`."""
+    """A text in which what XML cannot hold is written as Python escapes it."""
     return _ILLEGAL.sub(lambda found: ascii(found.group())[1:-1], text)

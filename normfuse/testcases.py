@@ -90,7 +90,8 @@ def _row(output: "OutputParity", parity: "Parity", provider: str, seconds: float
     text = (
         f"output {output.name} {output.dtype} on {provider}, optimizer {output.level}\n"
         f"E of the candidate {output.candidate:.3e}, of the reference {output.reference:.3e}\n"
-        f"ratio {output.ratio:.4g}, of the worst channel {output.channel_ratio:.4g}; most on {output.family or 'any'!r}\n"
+        f"ratio {output.ratio:.4g}, of the worst channel {output.channel_ratio:.4g}; "
+        f"most on {output.family or 'any'!r}\n"
         f"judged by {parity.judged_by} on {parity.probes} probes"
     )
     outcome: Outcome = "passed" if output.passed else "failed"

@@ -94,10 +94,10 @@ def test_certificates_are_a_case() -> None:
 
 
 def test_xml_holds_what_it_may_and_escapes_what_it_may_not() -> None:
-    odd = "a\x00\x1b[1m<&\"]]>\udc80\ufffe\U0001f600 é\nb"
+    odd = 'a\x00\x1b[1m<&"]]>\udc80\ufffe\U0001f600 é\nb'
     cases = [Case("parity", odd, outcome, odd, odd, 0.25) for outcome in ("passed", "failed", "error", "skipped")]
     root = ElementTree.fromstring(junit.to_xml(odd, cases, WHEN))
-    legal = "a\\x00\\x1b[1m<&\"]]>\\udc80\\ufffe\U0001f600 é\nb"
+    legal = 'a\\x00\\x1b[1m<&"]]>\\udc80\\ufffe\U0001f600 é\nb'
     (found,) = root
     assert found.attrib == {
         "name": legal,
