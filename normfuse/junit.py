@@ -1,7 +1,7 @@
 """Test cases as JUnit XML, in the dialect of Jenkins that pytest calls xunit2.
 
-<testsuites><testsuite name tests failures errors skipped time timestamp>
-    <testcase classname name time> <failure|error|skipped message>text</…> | <system-out>figures</system-out>
+Each suite carries its counts, time and timestamp, each case its classname, name and time; it holds a failure, an error
+or a skipped with message and text, or its figures as system-out.
 """
 
 import datetime

@@ -16,7 +16,7 @@ from normfuse import annotations, cli, junit, testcases, verification
 from normfuse.certificates import Recheck
 from normfuse.errors import TargetError
 from normfuse.metric import OutputParity
-from normfuse.testcases import Case
+from normfuse.testcases import Case, Outcome
 from normfuse.verification import Parity
 
 WHEN = datetime.datetime(2020, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
@@ -164,7 +164,7 @@ def test_a_place_for_junit_is_checked_before_work_starts(
 
 
 def test_github_gets_a_line_for_each_case_that_did_not_pass() -> None:
-    outcomes = ("passed", "failed", "error", "skipped")
+    outcomes: tuple[Outcome, ...] = ("passed", "failed", "error", "skipped")
     cases = [Case("parity", "a: 1,2%", outcome, "100 % of\r\nit: all, of it") for outcome in outcomes]
     end = "file=m%3A1%2C.onnx,title=normfuse parity%3A a%3A 1%2C2%25::100 %25 of%0D%0Ait: all, of it"
     assert annotations.annotations("m:1,.onnx", cases) == [f"::error {end}", f"::error {end}", f"::warning {end}"]
