@@ -1,5 +1,7 @@
 """The fixture `assert_onnx_parity`, as users meet it: in a pytest of its own, that finds the plugin by its name."""
 
+import configparser
+import importlib
 import os
 import subprocess
 import sys
@@ -105,3 +107,11 @@ import sys, normfuse.pytest_plugin
 print(sorted({"numpy", "onnx", "onnx_ir", "onnxruntime", "rich", "torch"} & set(sys.modules)))
 """
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+def test_the_entry_point_names_a_module_with_the_fixture() -> None:
+    settings = configparser.ConfigParser()
+    settings.read(Path(__file__).parent.parent / "setup.cfg")
+    name, _, module = settings["options.entry_points"]["pytest11"].strip().partition(" = ")
+    assert name == "normfuse"
+    assert hasattr(importlib.import_module(module), "assert_onnx_parity")
