@@ -4,7 +4,7 @@ A row stands here for one of these reasons:
 
 - the reference is wrong: BatchNormalization below opset 14 (runs in training mode), Erf (rounds to float32), LRN (loops
   over the batch), ConvTranspose with groups, Softmax below opset 13, DequantizeLinear of int32, pools with ceil_mode,
-  GlobalMaxPool but of four dimensions, GatherElements of one row;
+  GlobalMaxPool but of four dimensions, GatherElements of one row, OneHot of a depth in brackets;
 - the reference stays in float32: MeanVarianceNormalization, GroupNormalization, Gelu;
 - the reference has none: opset-specific and com.microsoft operators, LSTM in two directions, stash types;
 - the reference takes minutes on a real model: Conv, pools, Resize.
@@ -30,6 +30,7 @@ from normfuse.kernels_spatial import (
     global_max_pool,
     lp_pool,
     max_pool,
+    one_hot,
     pad,
     resize,
     upsample,
@@ -318,8 +319,9 @@ KERNELS: dict[tuple[str, str], Kernel] = {
     ("", "MaxPool"): max_pool,
     ("", "MeanVarianceNormalization"): mean_variance_normalization,
     ("", "Mish"): mish,
-    ("", "RMSNormalization"): rms_normalization,
+    ("", "OneHot"): one_hot,
     ("", "Pad"): pad,
+    ("", "RMSNormalization"): rms_normalization,
     ("", "Resize"): resize,
     ("", "SimplifiedLayerNormalization"): rms_normalization,
     ("", "Softmax"): softmax,

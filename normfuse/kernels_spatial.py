@@ -229,6 +229,14 @@ def gather_elements(call: Call, x: Array, index: Array) -> Outputs:
     return (np.take_along_axis(x[within], index, axis),)
 
 
+def one_hot(call: Call, index: Array, depth: Array, values: Array) -> Outputs:
+    """values = [off, on]: on where the new axis of `depth` places meets an index; an index beyond it is nowhere."""
+    places, axis = int(np.reshape(depth, ())), call.get("axis", -1) % (index.ndim + 1)
+    wrapped = np.where(index < 0, index + places, index)
+    met = np.expand_dims(wrapped, axis) == np.arange(places).reshape(-1, *(1,) * (index.ndim - axis))
+    return (np.where(met, values[1], values[0]),)
+
+
 def lp_pool(call: Call, x: Array) -> Outputs:
     """(Σ |x|^p)^(1/p) over each window."""
     window, p = Window.of(call, x.shape[2:], call.attributes["kernel_shape"]), call.get("p", 2)

@@ -151,6 +151,17 @@ def test_gather_elements(rows: int, axis: int) -> None:
     agree(model, x=draw((rows, 5)), i=index)
 
 
+@pytest.mark.parametrize("depth", ["", "1"])
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+def test_one_hot(depth: str, axis: int) -> None:
+    model = parse(
+        f"g (int64[4] i, int64[{depth}] depth, float[2] values) => (float y)"
+        f" {{ y = OneHot <axis = {axis}> (i, depth, values) }}"
+    )
+    places = np.full((1,) if depth else (), 5)
+    agree(model, i=np.array([3, -1, 7, 0]), depth=places, values=np.float32([-1.5, 2]))
+
+
 def test_max_pool_indices() -> None:
     model = parse(
         "g (float[2,3,6,7] x) => (float y, int64 i) { y, i = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x) }"
