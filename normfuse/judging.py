@@ -306,8 +306,15 @@ def _doubt(contest: Contest, judgement: Judgement, oracle: Truth, deck: Deck) ->
 
 
 def _note_runtime(judgement: Judgement) -> None:
-    """Says where the runtime's own optimizer changes what the original computes."""
+    """Says where the original has no accuracy to lose, and where the runtime's own optimizer changes its results."""
     for name in judgement.contest.outputs:
+        tally = judgement.tallies.get((name, "disabled"))
+        lost = [family for family in tally.families if tally.lost(family)] if tally else []
+        if tally and lost:
+            judgement.notes.append(
+                f"one unit in the last place of the inputs moves the original's {name!r} by "
+                f"{max(map(tally.conditioning, lost)):.1e} on probes {', '.join(map(repr, lost))}: they prove nothing"
+            )
         written, optimized = (judgement.tallies.get((name, level)) for level in LEVELS)
         if written is None or optimized is None:
             continue

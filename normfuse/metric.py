@@ -8,7 +8,9 @@ For each probe family f, pooled over its seeds (they have one scale):
 u is the unit round-off of the dtype the model computes in, c = 4. Ratios are pooled, not errors: a family of large
 scale or of bad conditioning weighs as much as any other and cannot hide one that fails (with ten families, one of
 ratio 7 fails the output). The moved inputs measure the conditioning: a constant row into a LayerNorm has no accuracy
-to lose.
+to lose. Where one ulp moves the original by more than LOST in a family that is not sane, a jump was taken another way
+(an argmax that feeds back, a threshold): both results are as good as drawn, E of either is 0 or of order 1 by chance,
+and noise_f is at least 1.
 
 The same is done for the largest channel, with a wider limit. An output passes with ratio ≤ 2, channel ratio ≤ 4, every
 E_f(candidate) below a ceiling (where the original leaves it room), and NaN and infinities only where the original or
@@ -21,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from normfuse.probes import SANE
+
 Array = np.ndarray[Any, Any]
 
 RATIO = 2.0
@@ -29,6 +33,8 @@ CHANNEL_RATIO = 4.0
 """The limit of the ratio of the worst channels."""
 ROUNDINGS = 4.0
 """c: errors below this many unit round-offs are no errors."""
+LOST = 2.0**-7
+"""Moved this far by one ulp of its inputs (or by √u where that is more) an output has no accuracy to lose."""
 FLIPS = 1e-3
 """The part of an integer output's elements that may differ: indices of nearly equal values change places."""
 
@@ -220,7 +226,13 @@ class Tally:
         floor = ROUNDINGS * self.precision.unit
         if self._absolute and truth:
             floor *= max(1.0, float(np.sqrt(sums.size / truth)))
+        if self.lost(family):
+            floor = 1.0
         return max(floor, *(sums.error(who) for who in sums.squares if who not in _NO_NOISE))
+
+    def lost(self, family: str) -> bool:
+        """Whether a family tells nothing: one ulp of the inputs decides what comes out, on inputs out of the usual."""
+        return family not in SANE and self.conditioning(family) > max(LOST, float(np.sqrt(self.precision.unit)))
 
     def conditioning(self, family: str) -> float:
         """How much moved inputs move the original, relative."""

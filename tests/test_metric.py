@@ -63,6 +63,28 @@ def test_what_moved_inputs_explain_is_no_error() -> None:
     assert tally.conditioning("a") == pytest.approx(1e-5, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("family", "moved", "passes"),
+    [("scale 1e2", 0.02, True), ("scale 1e2", 0.002, False), ("scale 1", 0.02, False), ("data", 0.02, False)],
+)
+def test_where_one_ulp_decides_nothing_is_proved(family: str, moved: float, passes: bool) -> None:
+    y = truth()
+    tally = Tally("y", "float32", FLOAT)
+    for name in ("batch 3", "mean 30"):
+        tally.add(name, y, off(y, 1e-6, 1), off(y, 1e-6, 2), [off(y, 1e-6, 3)])
+    tally.add(family, y, off(y, 1e-6, 1), off(y, 0.5, 2), [off(y, moved, 3)])
+    assert tally.verdict("disabled").passed is passes
+    assert tally.lost(family) is passes
+
+
+def test_the_coarser_the_dtype_the_more_one_ulp_may_move() -> None:
+    y = truth()
+    for dtype, lost in (("float32", True), ("float16", False)):
+        tally = Tally("y", dtype, PRECISIONS[dtype])
+        tally.add("scale 1e2", y, y, y, [off(y, 0.015, 3)])
+        assert tally.lost("scale 1e2") is lost
+
+
 def test_one_bad_channel_is_seen() -> None:
     y = truth(shape=(1, 400, 50))
     candidate = off(y, 1e-6, 2)
