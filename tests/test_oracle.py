@@ -159,7 +159,7 @@ def test_one_hot(depth: str, axis: int) -> None:
         f" {{ y = OneHot <axis = {axis}> (i, depth, values) }}"
     )
     places = np.full((1,) if depth else (), 5)
-    agree(model, i=np.array([3, -1, 7, 0]), depth=places, values=np.float32([-1.5, 2]))
+    agree(model, i=np.array([3, -1, 7, 0]), depth=places, values=np.array([-1.5, 2], np.float32))
 
 
 def test_max_pool_indices() -> None:
