@@ -122,6 +122,7 @@ class Certifier(Journal):
             found.ratio if math.isfinite(found.ratio) else 0.0,
             found.bits_lost if math.isfinite(found.bits_lost) else 0.0,
             found.reason,
+            found.family,
         )
 
 
@@ -136,6 +137,7 @@ class Found:
         seeds: how often each of them was.
         ratio: the error of what it became in units of what it was, worst output.
         reason: why it failed or was not judged, in one line.
+        family: the probe family with the largest ratio; empty where no ratio was measured.
     """
 
     verdict: Literal["passed", "failed", "not judged"]
@@ -144,6 +146,7 @@ class Found:
     seeds: int = 0
     ratio: float = 0.0
     reason: str = ""
+    family: str = ""
 
     @property
     def bits_lost(self) -> float:
@@ -205,12 +208,12 @@ def _judged(before: ir.Model, after: ir.Model, truth: ir.Model | None, provider:
     families = families or tuple(probe.family for probe in deck.draw(0))
     if not judgement.probes and not judgement.failure:
         return Found("not judged", reason="it ran on no probe: " + "; ".join(judgement.notes))
-    ratio = max((verdict.ratio for verdict in verdicts), default=0.0)
+    worst = max(verdicts, key=lambda verdict: verdict.ratio, default=None)
+    ratio, family = (0.0, "") if worst is None else (worst.ratio, worst.family)
     failed = [verdict for verdict in verdicts if not verdict.passed]
     reason = judgement.failure or (_told(failed[0]) if failed else "")
-    return Found(
-        "failed" if reason else "passed", judgement.judged_by, families, _seeds(judgement, deck), ratio, reason
-    )
+    verdict: Literal["passed", "failed"] = "failed" if reason else "passed"
+    return Found(verdict, judgement.judged_by, families, _seeds(judgement, deck), ratio, reason, family)
 
 
 def _told(verdict: OutputParity) -> str:

@@ -84,6 +84,7 @@ class Certificate:
         ratio: the error of what it became in units of what it was, worst output; at most 2 passes.
         bits_lost: log2 of the ratio, at least 0.
         reason: why it failed or was not judged, in one line.
+        family: the probe family with the largest ratio; empty where no ratio was measured.
     """
 
     rule: str
@@ -97,6 +98,7 @@ class Certificate:
     ratio: float = 0.0
     bits_lost: float = 0.0
     reason: str = ""
+    family: str = ""
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Certificate":
