@@ -23,7 +23,7 @@ from normfuse.judging import Deck, Judgement, judge
 from normfuse.metric import OutputParity
 from normfuse.passes.access import RefusedError
 from normfuse.passes.journal import Journal
-from normfuse.passes.region import Region
+from normfuse.passes.region import DisturbedError, Region
 from normfuse.ports import BATCH, Port, inputs_of
 from normfuse.probes import Plan, Probe, plan
 from normfuse.report import Certificate, Change
@@ -108,6 +108,8 @@ class Certifier(Journal):
         try:
             now, after = region.after(self.model, opset)
             found = certify(region.before, now, region.exact, self._provider, self._left)
+        except DisturbedError as error:
+            return Certificate(change.rule, change.nodes, region.names, after, "failed", reason=str(error))
         except (NormfuseError, RefusedError) as error:
             return Certificate(change.rule, change.nodes, region.names, after, "not judged", reason=str(error))
         return Certificate(

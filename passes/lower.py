@@ -19,6 +19,9 @@ from normfuse.target import Target
 CANCELLING = frozenset({"GroupNorm", "GroupNormalization", "SkipGroupNorm", "SkipLayerNormalization"})
 """Operators whose kernels compute the variance as E[x²] − E[x]²."""
 
+_MOST_PASSED = 4
+"""So many nodes in front of a normalization are left out at most: a Transpose, an Add, a Reshape."""
+
 
 class LowerPass(ir.passes.InPlacePass):
     """Writes normalizations for a target, in the graph and its subgraphs.
@@ -112,7 +115,8 @@ class LowerPass(ir.passes.InPlacePass):
         detail = f"{site.norm.name(site.standardize)} as {', '.join(node.op_type for node in emitter.nodes)}"
         names = (*site.names, *(node.name or node.op_type for node in emitter.consumed))
         taken = [node for value in emitter.takes if (node := value.producer()) is not None]
-        seen = self._journal.before(list(dict.fromkeys([*site.nodes, *emitter.consumed, *taken])))
+        touched = [*site.nodes, *emitter.consumed, *taken, *_passed_over(site, emitter)]
+        seen = self._journal.before(list(dict.fromkeys(touched)))
         replace(model, site, emitter, result)
         into = tuple(str(node.name) for node in emitter.nodes)
         if site.standardize.cancels and not CANCELLING & {node.op_type for node in emitter.nodes}:
@@ -137,6 +141,20 @@ class RestorePass(ir.passes.InPlacePass):
 def _body(model: ir.Model, call: ir.Node) -> tuple[ir.Node, ...]:
     """The nodes in a lifted call."""
     return tuple(model.functions[call.op_identifier()])
+
+
+def _passed_over(site: NormSite, emitter: Emitter) -> list[ir.Node]:
+    """The nodes in front of a normalization that what was written does without, as it reads what they read."""
+    reads = {value for node in emitter.nodes for value in node.inputs}
+    passed: list[ir.Node] = []
+    value: ir.Value | None = site.data
+    while value is not None and value not in reads and len(passed) < _MOST_PASSED:
+        node = value.producer()
+        if node is None or not node.inputs:
+            return []
+        passed.append(node)
+        value = node.inputs[0]
+    return passed if value in reads else []
 
 
 def read_op(node: ir.Node, weights: Weights) -> bool:

@@ -29,6 +29,10 @@ _PREFIX = "normfuse.excerpt"
 """What the names of all values in an excerpt begin with, so that names within subgraphs cannot hide them."""
 
 
+class DisturbedError(Exception):
+    """A change has an effect outside of what it touches: with the effect in words."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A place that a value flows out to: an input of a node, or an output of a graph where there is no node.
@@ -78,6 +82,7 @@ class Region:
         self._slots = [slots for node in changed for value in node.outputs if (slots := _slots(value, changed))]
         if not self._slots:
             raise RefusedError("nothing reads what it computes")
+        self._shared = list(_shared(members, changed))
         outputs = [_read(slots) for slots in self._slots]
         assert all(output is not None for output in outputs)
         self.before, self.exact = self._excerpt(model, members, [one for one in outputs if one is not None], None)
@@ -91,7 +96,11 @@ class Region:
 
         Raises:
             RefusedError: it cannot stand alone: with the reason.
+            DisturbedError: what others read has changed, too.
         """
+        for value, tensor, reader in self._shared:
+            if value.const_value is not tensor:
+                raise DisturbedError(f"it changed {value.name!r}, which {reader} reads, too")
         outputs = [_read(slots) for slots in self._slots]
         if any(output is None for output in outputs):
             raise RefusedError("a reader of what it computed is gone")
@@ -256,9 +265,29 @@ def _slots(value: ir.Value, changed: Collection[ir.Node]) -> list[Slot]:
     return slots
 
 
+def _shared(
+    members: Iterable[ir.Node], changed: Collection[ir.Node]
+) -> Iterator[tuple[ir.Value, ir.TensorProtocol | None, str]]:
+    """The initializers that some nodes read and others too, each with its tensor and one of these others."""
+    for value in dict.fromkeys(value for node in members for value in reads_of(node) if value.is_initializer()):
+        others = [use.node for use in value.uses() if use.node not in changed]
+        if others:
+            yield value, value.const_value, others[0].name or others[0].op_type
+        elif value.is_graph_output():
+            yield value, value.const_value, "the caller of the model"
+
+
 def _read(slots: Iterable[Slot]) -> ir.Value | None:
-    """What is read at places that read the same; None where none of them is left."""
-    return next((value for slot in slots if (value := slot.value) is not None), None)
+    """What is read at places that read the same; None where none of them is left.
+
+    Raises:
+        DisturbedError: they do not any more.
+    """
+    values = dict.fromkeys(value for slot in slots if (value := slot.value) is not None)
+    if len(values) > 1:
+        names = " and ".join(repr(value.name) for value in values)
+        raise DisturbedError(f"what read one value reads {names} now")
+    return next(iter(values), None)
 
 
 def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:

@@ -29,7 +29,7 @@ WINDOW_WEIGHTS: dict[str, Any] = {
     "beta": np.array(0.75, np.float32),
 }
 ROWS_BELOW_17 = f"{centred('[-1]', 'i = Reciprocal(r) n = Mul(d, i) g = Mul(w, n) y = Add(g, c)')}"
-TRAINING = "y, o, p = BatchNormalization<training_mode=1>(x, w, w, w, v)"
+TRAINING = "y, o, p = BatchNormalization<training_mode=1>(x, w, c, m, v)"
 
 
 IMAGE = "(float[2,6,4,4] x) => (float[2,6,4,4] y) {{ {} }}"
@@ -111,6 +111,8 @@ APPLIES = (
         "Add Add Div Mul Pow ReduceMean ReduceMean Sqrt Sub",
         15,
         w=(8,),
+        c=(8,),
+        m=(8,),
         v=np.ones(8, np.float32),
     ),
     Lowered(

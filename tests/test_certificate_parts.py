@@ -1,0 +1,62 @@
+"""What a certificate covers: the part that was cut out, and that nothing outside of it has changed."""
+
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import onnx
+import pytest
+
+from normfuse import pipeline
+from normfuse.certification import Certifier
+from normfuse.model import load
+from normfuse.passes.region import DisturbedError, Region
+from normfuse.passes.weights import Weights
+from tests.lowered import Lowered
+from tests.lowered_elsewhere import APPLIES, CHANNELS_LAST
+from tests.parity import build, rng
+
+SHARED = (
+    "(float[N,4,8,8] x) => (float[N,4,6,6] y, float[N,4,6,6] z) "
+    "{ c = Conv(x, w) y = Mul(c, s) d = Relu(x) z = Conv(d, w) }"
+)
+
+
+def shared() -> onnx.ModelProto:
+    scale = rng("scale").uniform(0.5, 2.0, (4, 1, 1)).astype(np.float32)
+    return build(SHARED, w=(4, 4, 3, 3), s=scale)
+
+
+def judged(model: onnx.ModelProto, target: Any = "cpu") -> Certifier:
+    certifier = Certifier({}, provider=target)
+    pipeline.rewrite(load(model), target, journal=certifier)
+    return certifier
+
+
+def test_the_family_with_the_largest_ratio_is_named() -> None:
+    found = judged(shared()).certificates
+    assert found
+    assert all(one.family in one.families for one in found)
+
+
+def test_a_weight_that_others_read_must_not_change_in_place() -> None:
+    assert {one.verdict for one in judged(shared()).certificates} == {"passed"}
+    with patch.object(Weights, "shared_with", lambda self, node, index: None):
+        (found,) = judged(shared()).certificates
+    assert found.verdict == "failed"
+    assert found.reason == "it changed 'w', which z reads, too"
+
+
+def test_what_read_one_value_must_go_on_reading_one() -> None:
+    model = load(build("(float[N,3] x) => (float[N,3] y, float[N,3] z) { a = Neg(x) y = Exp(a) z = Tanh(a) }"))
+    nodes = {str(node.name): node for node in model.graph}
+    region = Region(model, [nodes["a"]])
+    nodes["z"].replace_input_with(0, model.graph.inputs[0])
+    with pytest.raises(DisturbedError, match="what read one value reads 'a' and 'x' now"):
+        region.after(model)
+
+
+@pytest.mark.parametrize("item", [item for item in APPLIES if item.rule == CHANNELS_LAST], ids=str)
+def test_a_transpose_that_is_left_out_belongs_to_the_part(item: Lowered) -> None:
+    found = judged(build(item.text, opset=item.opset, **item.weights), "cuda").certificates
+    assert [(one.rule, one.verdict) for one in found] == [(CHANNELS_LAST, "passed")]
