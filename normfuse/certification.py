@@ -21,6 +21,7 @@ from normfuse.contest import Contest
 from normfuse.errors import NormfuseError, TargetError
 from normfuse.judging import Deck, Judgement, judge
 from normfuse.metric import OutputParity
+from normfuse.overflow import overflow
 from normfuse.passes.access import RefusedError
 from normfuse.passes.journal import Journal
 from normfuse.passes.region import DisturbedError, Region
@@ -190,14 +191,19 @@ def _judged(before: ir.Model, after: ir.Model, truth: ir.Model | None, provider:
     Raises:
         NormfuseError: it runs on none that were tried.
     """
+    enter = partial(Contest, before, after, provider, stand_in=True, levels=("disabled",), truth=truth)
     try:
-        contest = Contest(before, after, provider, stand_in=True, levels=("disabled",), truth=truth)
+        contest = enter()
     except TargetError as error:
         try:
             session(before, "disabled")
         except TargetError as unable:
-            return Found("not judged", reason=f"the part cannot be run by itself: {unable}")
-        return Found("failed", reason=f"the runtime does not take what was written: {error}")
+            try:
+                contest = enter(evaluates=True)  # bfloat16, say, has few kernels
+            except TargetError:
+                return Found("not judged", reason=f"the part cannot be run by itself: {unable}")
+        else:
+            return Found("failed", reason=f"the runtime does not take what was written: {error}")
     deck = Deck([Probe("constant", {})], None)
     if inputs_of(contest.reference):
         drawn = plan(contest.reference, contest.accepts, None, partial(_candidates, _weight_sizes(contest.reference)))
@@ -214,6 +220,8 @@ def _judged(before: ir.Model, after: ir.Model, truth: ir.Model | None, provider:
     ratio, family = (0.0, "") if worst is None else (worst.ratio, worst.family)
     failed = [verdict for verdict in verdicts if not verdict.passed]
     reason = judgement.failure or (_told(failed[0]) if failed else "")
+    if not reason and contest.provider == "cpu":
+        reason = overflow(before, after, ((probe, contest.run(0, "disabled", probe.inputs)) for probe in deck.draw(0)))
     verdict: Literal["passed", "failed"] = "failed" if reason else "passed"
     return Found(verdict, judgement.judged_by, families, _seeds(judgement, deck), ratio, reason, family)
 

@@ -84,6 +84,7 @@ class Contest:
         stand_in: bool = False,
         levels: tuple[Level, ...] = LEVELS,
         truth: ir.Model | None = None,
+        evaluates: bool = False,
     ) -> None:
         """Loads both models.
 
@@ -96,6 +97,7 @@ class Contest:
                 evaluator runs them in any case, unless it is CUDA that was asked for.
             levels: the optimization levels to judge, `disabled` among them.
             truth: what the oracle computes, where its weights are known better than the reference stores them.
+            evaluates: whether the reference evaluator runs them in any case.
 
         Raises:
             TargetError: a model cannot be loaded.
@@ -104,14 +106,14 @@ class Contest:
         self.notes: list[str] = []
         self.truth = reference if truth is None else truth
         self.levels = levels
-        self._evaluates = not is_installed()
-        if self._evaluates and not stand_in and provider == "cuda":
+        self._evaluates = evaluates or not is_installed()
+        if not is_installed() and not stand_in and provider == "cuda":
             require(provider)
         self._stands_in = stand_in and not self._evaluates and not has_provider(provider)
         foreign = [isinstance(model, Foreign) for model in (reference, candidate)]
         if self._evaluates or all(foreign):
             self.levels = LEVELS[:1]
-        if self._evaluates and not all(foreign):
+        if not is_installed() and not all(foreign):
             self.notes.append(
                 "ONNX Runtime is not installed: judged by onnx's reference evaluator in the types of the model, as "
                 "written; what the kernels of a provider and the runtime's own optimizer make of it was not judged"

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.passes.access import RefusedError, operator
+from normfuse.passes.lifted import DOMAIN, inline, tidy
 from normfuse.passes.weights import EXACT, constant_tensor
 
 _MOST_NODES = 512
@@ -133,13 +134,23 @@ class Region:
             if EXACT in value.meta:
                 copy.const_value = _exact(value)
                 copy.type = ir.TensorType(ir.DataType.DOUBLE)
-        for one in (graph, exact):
-            _rename(one)
         called = [model.functions[key] for key in _called(model, nodes)]
-        return (
-            ir.Model(graph, ir_version=model.ir_version, functions=[function.clone() for function in called]),
-            ir.Model(exact, ir_version=model.ir_version, functions=[function.clone() for function in called]),
+        excerpt, truth = (
+            ir.Model(one, ir_version=model.ir_version, functions=[function.clone() for function in called])
+            for one in (graph, exact)
         )
+        for one in (excerpt, truth):
+            _restore(one)
+            _rename(one.graph)
+        return excerpt, truth
+
+
+def _restore(model: ir.Model) -> None:
+    """Puts back what was lifted: a runtime need not know a SimplifiedLayerNormalization within a function."""
+    pending = [node for node in model.graph if node.domain == DOMAIN]
+    while pending:
+        pending += [node for node in inline(model, pending.pop()) if node.domain == DOMAIN]
+    tidy(model)
 
 
 def _exact(value: ir.Value) -> "ir.Tensor[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]":

@@ -22,6 +22,7 @@ from normfuse.affine import Affine
 from normfuse.passes import fold, lower, lower_blocks
 from normfuse.passes.deal import Deal, Offer
 from normfuse.passes.emitter import Emitter
+from normfuse.passes.fold_rules import BIAS
 from normfuse.passes.rule import Rule
 from normfuse.passes.weights import EXACT, round_to
 from scripts.mutants_subjects import block_subjects, fold_subjects, lower_subjects
@@ -139,7 +140,8 @@ def _constants(emitter: Emitter) -> list[ir.Value]:
     return [value for value in read if EXACT in value.meta]
 
 
-def _spoil_constant(value: ir.Value, array: Any) -> None:
+def spoil_constant(value: ir.Value, array: Any) -> None:
+    """Gives a constant that was written another content."""
     assert value.dtype is not None
     value.meta[EXACT] = array
     value.const_value = ir.Tensor(round_to(array, value.dtype), dtype=value.dtype)
@@ -149,7 +151,7 @@ def _last_constant_off(emitter: Emitter) -> bool:
     for node in reversed(emitter.nodes):
         for value in reversed(node.inputs):
             if value is not None and EXACT in value.meta and np.any(value.meta[EXACT]):
-                _spoil_constant(value, value.meta[EXACT] * 1.001)
+                spoil_constant(value, value.meta[EXACT] * 1.001)
                 return True
     return False
 
@@ -159,7 +161,7 @@ def _small_constant_tenfold(emitter: Emitter) -> bool:
     for value in _constants(emitter):
         exact = value.meta[EXACT]
         if exact.size == 1 and 0.0 < abs(float(exact.ravel()[0])) < 0.01:
-            _spoil_constant(value, exact * 10)
+            spoil_constant(value, exact * 10)
             return True
     return False
 
@@ -168,7 +170,7 @@ def _constant_rolled(emitter: Emitter) -> bool:
     for value in _constants(emitter):
         exact = value.meta[EXACT]
         if exact.size > 1 and np.any(exact != exact.ravel()[0]):
-            _spoil_constant(value, np.roll(exact, 1))
+            spoil_constant(value, np.roll(exact, 1))
             return True
     return False
 
@@ -251,7 +253,9 @@ WRITTEN_BUGS: dict[str, WrittenBug] = {
 }
 
 
-def _writing_law(law: Callable[..., Any], bug: WrittenBug) -> Callable[..., Any]:
+def writing_law(law: Callable[..., Any], bug: WrittenBug) -> Callable[..., Any]:
+    """A law of LOWER or BLOCKS of which what was written is spoiled."""
+
     def spoiled(site: Any, *rest: Any) -> Any:
         found = law(site, *rest)
         emitter = next(one for one in rest if isinstance(one, Emitter))
@@ -262,7 +266,8 @@ def _writing_law(law: Callable[..., Any], bug: WrittenBug) -> Callable[..., Any]
     return spoiled
 
 
-def _with_row(module: Any, table: str, rule: Rule, law: Callable[..., Any]) -> Patches:
+def with_row(module: Any, table: str, rule: Rule, law: Callable[..., Any]) -> Patches:
+    """A table with another law in one of its rows."""
     rows: Sequence[Rule] = getattr(module, table)
     return {(module, table): tuple(replace(row, law=law) if row.name == rule.name else row for row in rows)}
 
@@ -273,27 +278,21 @@ def row_mutants() -> Iterator[Mutant]:
         for rule in getattr(fold, table):
             for subject in fold_subjects(rule):
                 for bug, change in AFFINE_BUGS.items():
-                    yield _mutant(rule, bug, subject, partial(_with_row, fold, table, rule, spoil(rule.law, change)))
+                    yield _mutant(rule, bug, subject, partial(with_row, fold, table, rule, spoil(rule.law, change)))
                 if table == "ABSORB":
-                    law = _last_weight_off(rule.law)
-                    yield _mutant(rule, "its last weight off by 0.1 %", subject, partial(_with_row, fold, table, rule, law))
-    for subject in fold_subjects(fold.BIAS):
+                    law, bug = _last_weight_off(rule.law), "its last weight off by 0.1 %"
+                    yield _mutant(rule, bug, subject, partial(with_row, fold, table, rule, law))
+    for subject in fold_subjects(BIAS):
         for bug, change in AFFINE_BUGS.items():
-            wrong = replace(fold.BIAS, law=_source_law(fold.BIAS.law, change))
-            yield _mutant(fold.BIAS, bug, subject, lambda wrong=wrong: {(fold, "BIAS"): wrong})
+            wrong = replace(BIAS, law=_source_law(BIAS.law, change))
+            yield _mutant(BIAS, bug, subject, partial(dict, {(fold, "BIAS"): wrong}))
     for module, table, subjects in ((lower, "LOWERINGS", lower_subjects), (lower_blocks, "BLOCKS", block_subjects)):
         for rule in getattr(module, table):
             for subject in subjects(rule):
                 for bug, damage in WRITTEN_BUGS.items():
-                    law = _writing_law(rule.law, damage)
-                    yield _mutant(rule, bug, subject, partial(_with_row, module, table, rule, law))
+                    law = writing_law(rule.law, damage)
+                    yield _mutant(rule, bug, subject, partial(with_row, module, table, rule, law))
 
 
 def _mutant(rule: Rule, bug: str, subject: Subject, plant: Callable[[], Patches]) -> Mutant:
     return Mutant(rule.name, bug, subject, plant)
-
-
-def row_names() -> list[str]:
-    """All rows that a bug must have been caught in; those of LOWERINGS for each provider."""
-    names = [rule.name for table in ("SOURCES", "ABSORB", "CARRY") for rule in getattr(fold, table)]
-    return [*names, fold.BIAS.name, *(rule.name for rule in (*lower.LOWERINGS, *lower_blocks.BLOCKS))]

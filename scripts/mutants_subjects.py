@@ -5,7 +5,7 @@ it must refuse, for the bugs that let through what was refused.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def apart(cases: Sequence[Any], count: int = _EACH) -> list[Any]:
     return [cases[place] for place in sorted(places)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _plain_cases(refused: bool = False) -> dict[str, list[Any]]:
     modules = (test_sources, test_absorb, test_absorb_affine)
     cases = [case for one in modules for case in (one.REFUSES if refused else one.APPLIES)]

@@ -23,7 +23,7 @@ from normfuse.model import load
 from normfuse.oracle import Oracle, OracleError
 from normfuse.pipeline import rewrite
 from normfuse.ports import inputs_of
-from normfuse.probes import probes
+from normfuse.probes import plan
 from normfuse.report import Certificate
 from normfuse.target import Target
 from normfuse.verification import verify
@@ -33,6 +33,8 @@ Patches = Mapping[tuple[Any, str], Any]
 
 Plant = Callable[[], Patches]
 """Makes the patches of a bug."""
+
+CPU = Target("cpu", 1)
 
 _SCALES = (1e-4, 1e-2, 1.0, 30.0)
 """Standard deviations of the inputs on which a survivor is compared with what it should be, in float64."""
@@ -54,7 +56,7 @@ class Subject:
     rule: str
     what: str
     make: Callable[[], onnx.ModelProto]
-    target: Target = Target("cpu", 1)
+    target: Target = CPU
     ignore: tuple[str, ...] = ()
     opset: int | None = None
 
@@ -95,10 +97,12 @@ class Examined:
     """What became of a mutant.
 
     Attributes:
-        fate: `caught` by a certificate; `survived`; `harmless`: other nodes or weights that compute the same in
-            float64; `idle`: the result is that without the bug; `refused`: the pass itself gave up.
-        family: the probe family that showed it most; `shape` where an output had another shape, `runtime` where ONNX
-            Runtime did not take it.
+        fate: `caught` by a certificate, or by the proof of the whole model where none covers the change; `survived`;
+            `harmless`: other nodes or weights that compute the same in float64; `idle`: the result is that without the
+            bug; `refused`: the pass itself gave up.
+        family: the probe family that showed it most; `shape` where an output had another shape, `surroundings` where
+            something outside of the part had changed, `whole model` where only the proof of that showed it, `runtime`
+            where ONNX Runtime did not take it.
         ratio: of that certificate.
         whole: whether the proof of the whole model fails, too; None where it was not asked.
         reason: of the certificate that failed, or of the pass.
@@ -171,11 +175,17 @@ def examine(mutant: Mutant, whole: bool = True) -> Examined:
         return Examined("idle")
     if not mutant.must and not _is_wrong(original, sound, model):
         return Examined("harmless")
+    noticed = _whole_fails(original, model, subject) if whole or not certificates else None
+    if noticed and not any(one.rule == mutant.rule for one in certificates):
+        return Examined("caught", "whole model", 0.0, noticed)
     reasons = "; ".join(f"{one.rule} {one.verdict} {one.ratio:.2g} {one.reason}".strip() for one in certificates)
-    return Examined("survived", "", 0.0, _whole_fails(original, model, subject) if whole else None, reasons)
+    return Examined("survived", "", 0.0, noticed, reasons)
 
 
 def _shown_by(failed: Certificate) -> str:
+    """What showed that a change is wrong."""
+    if failed.reason.startswith(("it changed ", "what read one value ")):
+        return "surroundings"
     if "does not take what was written" in failed.reason:
         return "runtime"
     if "(probes '" in failed.reason and not failed.ratio:
@@ -194,7 +204,7 @@ def _is_wrong(original: ir.Model, sound: ir.Model, model: ir.Model) -> bool:
     """Whether what became of a model is another function, in float64, by more than roundings of weights."""
     try:
         exact, right, other = Oracle(original), Oracle(sound), Oracle(model)
-        drawn = next(iter(probes(original, seed=1)))
+        drawn = next(plan(original, lambda inputs: True).probes(1))
         for scale in _SCALES:
             feeds = {
                 name: array * array.dtype.type(scale) if array.dtype.kind == "f" else array
@@ -212,8 +222,10 @@ def _is_wrong(original: ir.Model, sound: ir.Model, model: ir.Model) -> bool:
 
 
 def _unit(model: ir.Model) -> float:
-    """The unit round-off of the coarsest input."""
-    names = [value.dtype.numpy().name for value in inputs_of(model) if value.dtype is not None]
+    """The unit round-off of the coarsest value."""
+    values = [*inputs_of(model), *model.graph.initializers.values()]
+    values += [value for node in model.graph.all_nodes() for value in node.outputs]
+    names = [value.dtype.numpy().name for value in values if value.dtype is not None]
     return max((PRECISIONS[name].unit for name in names if name in PRECISIONS), default=2.0**-24)
 
 

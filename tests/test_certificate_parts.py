@@ -3,12 +3,13 @@
 from typing import Any
 from unittest.mock import patch
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 
 from normfuse import pipeline
-from normfuse.certification import Certifier
+from normfuse.certification import Certifier, certify
 from normfuse.model import load
 from normfuse.passes.region import DisturbedError, Region
 from normfuse.passes.weights import Weights
@@ -60,3 +61,32 @@ def test_what_read_one_value_must_go_on_reading_one() -> None:
 def test_a_transpose_that_is_left_out_belongs_to_the_part(item: Lowered) -> None:
     found = judged(build(item.text, opset=item.opset, **item.weights), "cuda").certificates
     assert [(one.rule, one.verdict) for one in found] == [(CHANNELS_LAST, "passed")]
+
+
+def test_a_part_is_cut_out_as_the_nodes_it_was_written_in() -> None:
+    """ONNX Runtime ends the process when it loads a function that holds a SimplifiedLayerNormalization."""
+    text = (
+        "(float[2,16,20,20] x) => (float[2,16,20,20] y) { t = Transpose<perm=[0,2,3,1]>(x)"
+        " n = SimplifiedLayerNormalization<axis=-1, epsilon=0.001>(t, w) k = Transpose<perm=[0,3,1,2]>(n)"
+        " j = Mul(k, c) y = Conv(j, v) }"
+    )
+    (found,) = judged(build(text, opset=17, w=(16,), c=(16, 1, 1), v=(16, 16, 1, 1))).certificates
+    assert (found.rule, found.verdict) == ("conv-before", "passed")
+
+
+def test_what_onnx_runtime_has_no_kernels_for_is_judged_by_the_evaluator() -> None:
+    text = "(bfloat16[N,4,7,7] x) => (bfloat16[N,4,5,5] y) { c = Conv(x, w) y = Mul(c, s) }"
+    given = build(text, opset=22, dtype=ml_dtypes.bfloat16, w=(4, 4, 3, 3), s=(4, 1, 1))
+    (found,) = judged(given).certificates
+    assert (found.rule, found.verdict, found.judged_by) == ("conv-after", "passed", "oracle")
+
+
+def test_float16_that_overflows_on_other_providers_is_told() -> None:
+    head, body = "(float16[2,8] x) => (float16[2,8] y)", "q = Mul({0}, {0}) m = ReduceMean<axes=[-1]>(q) r = Sqrt(m)"
+    wide = build(f"{head} {{ h = Cast<to=1>(x) {body.format('h')} n = Div(h, r) y = Cast<to=10>(n) }}", opset=17)
+    narrow = build(f"{head} {{ {body.format('x')} y = Div(x, r) }}", opset=17)
+    found = certify(load(wide), load(narrow))
+    assert found.verdict == "failed"
+    assert "overflows where each result is rounded to float16" in found.reason
+    assert certify(load(narrow), load(narrow)).verdict == "passed"  # what overflowed before may go on to
+    assert certify(load(wide), load(wide)).verdict == "passed"
