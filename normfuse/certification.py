@@ -204,6 +204,9 @@ def _judged(before: ir.Model, after: ir.Model, truth: ir.Model | None, provider:
                 return Found("not judged", reason=f"the part cannot be run by itself: {unable}")
         else:
             return Found("failed", reason=f"the runtime does not take what was written: {error}")
+    else:
+        if contest.provider != "cuda" and _cannot_be_fed(before):
+            contest = enter(evaluates=True)
     deck = Deck([Probe("constant", {})], None)
     if inputs_of(contest.reference):
         drawn = plan(contest.reference, contest.accepts, None, partial(_candidates, _weight_sizes(contest.reference)))
@@ -220,10 +223,15 @@ def _judged(before: ir.Model, after: ir.Model, truth: ir.Model | None, provider:
     ratio, family = (0.0, "") if worst is None else (worst.ratio, worst.family)
     failed = [verdict for verdict in verdicts if not verdict.passed]
     reason = judgement.failure or (_told(failed[0]) if failed else "")
-    if not reason and contest.provider == "cpu":
+    if not reason and contest.provider != "cuda":
         reason = overflow(before, after, ((probe, contest.run(0, "disabled", probe.inputs)) for probe in deck.draw(0)))
     verdict: Literal["passed", "failed"] = "failed" if reason else "passed"
     return Found(verdict, judgement.judged_by, families, _seeds(judgement, deck), ratio, reason, family)
+
+
+def _cannot_be_fed(model: ir.Model) -> bool:
+    """Whether ONNX Runtime may load a part, but has no numpy dtype for what flows in or out."""
+    return any(value.dtype == ir.DataType.BFLOAT16 for value in (*inputs_of(model), *model.graph.outputs))
 
 
 def _told(verdict: OutputParity) -> str:

@@ -26,6 +26,7 @@ _HALF = (
     " a = Add(m, e) r = Sqrt(a) n = Div(h, r) y = Cast<to=10>(n) }"
 )
 _POOLED = "(float[2,8,6,6] i) => (float[2,8] y) { x = Conv(i, k) y = ReduceMean<axes=[2,3], keepdims=0>(x) }"
+_GATE = "(float[2,8] x, float[2,8] g) => (float[2,8] y) { s = Sigmoid(g) y = Mul(x, s) }"
 _SQUARE = "(float[4,4,4] x) => (float[4,4,4] y) {{ {} }}"
 
 
@@ -105,6 +106,18 @@ def _narrow(site: Any, emitter: Emitter, target: Target) -> ir.Value:
     return emitter.op("Div", site.data, emitter.op("Sqrt", guarded), dims=site.dims)
 
 
+def _gate_dropped(law: Callable[..., Any]) -> Callable[..., Any]:
+    """x · σ(x) for x · σ(g)."""
+
+    def spoiled(node: ir.Node, weights: Any, emitter: Emitter, target: Target) -> Any:
+        gate = node.inputs[1].producer() if node.op_type == "Mul" and node.inputs[1] is not None else None
+        if gate is None or gate.op_type != "Sigmoid":
+            return law(node, weights, emitter, target)
+        return [node], emitter.op("Mul", node.inputs[0], emitter.op("Sigmoid", node.inputs[0]))
+
+    return spoiled
+
+
 def _root(change: Callable[[Standardize, float], tuple[Standardize, float]]) -> Patches:
     """What the laws take a normalization for."""
     found = lowerings_standard.__dict__["operator_root"]
@@ -126,6 +139,11 @@ def _written(name: str, bug: WrittenBug) -> Callable[[], Patches]:
     module, table = (lower_blocks, "BLOCKS") if name in _BLOCKS else (lower, "LOWERINGS")
     rule = next(row for row in module.__dict__[table] if row.name == name)
     return partial(with_row, module, table, rule, writing_law(rule.law, bug))
+
+
+def _block(name: str, law: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], Patches]:
+    rule = next(row for row in lower_blocks.BLOCKS if row.name == name)
+    return partial(with_row, lower_blocks, "BLOCKS", rule, law(rule.law))
 
 
 def _instead(name: str, law: Callable[..., Any]) -> Callable[[], Patches]:
@@ -150,6 +168,7 @@ _NODES = Lowered(
     weights=E | {"w": (4,), "c": (4,)},
 )
 _NARROW = Subject("rms-norm", _HALF, partial(build, _HALF, opset=17, e=np.float32(1e-3)))
+_GATED = Subject("activation", _GATE, partial(build, _GATE, opset=17))
 _POOL = Subject("mean-as-pool", _POOLED, partial(build, _POOLED, opset=17, k=(8, 8, 1, 1)))
 
 BUGS: tuple[tuple[str, Subject, Callable[[], Patches]], ...] = (
@@ -177,6 +196,7 @@ BUGS: tuple[tuple[str, Subject, Callable[[], Patches]], ...] = (
     ("LRN: α not divided by n", lowered(_WINDOW), _written("lrn", _alpha_of_the_sum)),
     ("keepdims lost, on square dimensions", lowered(_NODES), _written("norm-in-nodes", _keepdims_lost)),
     ("keepdims instead of none", _POOL, _written("mean-as-pool", _flatten_left_out)),
+    ("a product with a gate taken for SiLU: the gate dropped", _GATED, _block("activation", _gate_dropped)),
 )
 """Bug, model, and what is patched."""
 

@@ -188,7 +188,7 @@ def _shown_by(failed: Certificate) -> str:
         return "surroundings"
     if "does not take what was written" in failed.reason:
         return "runtime"
-    if "(probes '" in failed.reason and not failed.ratio:
+    if "(probes '" in failed.reason:
         return failed.reason.rpartition("(probes '")[2].partition("'")[0]
     return failed.family or "shape"
 

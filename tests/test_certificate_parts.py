@@ -90,3 +90,13 @@ def test_float16_that_overflows_on_other_providers_is_told() -> None:
     assert "overflows where each result is rounded to float16" in found.reason
     assert certify(load(narrow), load(narrow)).verdict == "passed"  # what overflowed before may go on to
     assert certify(load(wide), load(wide)).verdict == "passed"
+
+
+@pytest.mark.parametrize("target", ["portable", "cpu", "cuda"])
+def test_bfloat16_that_onnx_runtime_loads_but_cannot_be_fed_is_judged(target: str) -> None:
+    text = (
+        "(bfloat16[2,3,4] x) => (bfloat16[2,4,3] y) { a = Transpose<perm=[2,1,0]>(x) b = Transpose<perm=[2,0,1]>(a)"
+        " y = Relu(b) }"
+    )
+    (found,) = judged(build(text, opset=22), target).certificates
+    assert (found.rule, found.verdict) == ("layout", "passed")
