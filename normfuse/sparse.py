@@ -47,6 +47,11 @@ def dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
         ModelError: its parts contradict one another, or it would be larger than `LARGEST`.
     """
     name, dims = sparse.values.name, tuple(sparse.dims)
+    if min(dims, default=0) < 0 or len(sparse.values.dims) != 1:
+        raise ModelError(
+            f"sparse tensor {name!r} has the shape {dims} and values of shape {tuple(sparse.values.dims)}, where sizes "
+            "and a list of values are expected; export the model again"
+        )
     try:
         values = onnx.numpy_helper.to_array(sparse.values)
         indices = onnx.numpy_helper.to_array(sparse.indices).astype(np.int64, copy=False)
@@ -57,7 +62,12 @@ def dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
     array = np.zeros(dims, values.dtype)
     linear = indices.ndim == 1
     limits = np.array([array.size] if linear else dims)
-    columns = indices.reshape(len(values), -1)
+    if len(indices) != len(values) or indices.ndim > 2 or not indices.ndim:
+        raise ModelError(
+            f"sparse tensor {name!r} has {len(values)} values and indices of shape {indices.shape}; "
+            "export the model again"
+        )
+    columns = indices.reshape(len(values), 1 if linear else indices.shape[1])
     if columns.shape[1] != len(limits) or (columns < 0).any() or (columns >= limits).any():
         raise ModelError(f"sparse tensor {name!r} has indices outside its shape {dims}; export the model again")
     if linear:
@@ -73,9 +83,10 @@ def take_sparse(model: onnx.ModelProto) -> list[SparseTensor]:
     Returns:
         The sparse initializers of the main graph; an empty initializer holds the place of each in the model.
     """
+    for proto in model.graph.sparse_initializer:
+        dense(proto)  # says what is wrong with one
     kept = [SparseTensor(proto) for proto in model.graph.sparse_initializer]
     for tensor in kept:
-        tensor.numpy()
         model.graph.initializer.add(name=tensor.name, dims=tensor.proto.dims, data_type=tensor.dtype.value)
     del model.graph.sparse_initializer[:]
     for graph in proto_graphs(model):

@@ -8,6 +8,7 @@ The rules are checked on the `Outline` of a model. What ONNX asks and is checked
 - external data lies inside the folder of the model and is as long as its tensor.
 """
 
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
@@ -256,7 +257,10 @@ def validate_external(tensor: ir.ExternalTensor) -> None:
     real, root = os.path.realpath(path), os.path.realpath(folder)
     if os.path.commonpath((real, root)) != root:
         raise ModelError(f"{what}, a link to {real}, outside the folder of the model; copy the file beside the model")
-    offset, size = tensor.offset or 0, tensor.nbytes
+    dims = [int(dim) for dim in tensor.shape.numpy()]
+    if tensor.dtype == ir.DataType.UNDEFINED or min(dims, default=0) < 0:
+        raise ModelError(f"{what}, but its type {tensor.dtype.name} and shape {dims} tell no size; export again")
+    offset, size = tensor.offset or 0, -(-math.prod(dims) * tensor.dtype.bitwidth // 8)  # exact, however large
     length = size if tensor.length is None else tensor.length
     try:
         status = os.stat(real)

@@ -156,6 +156,17 @@ def _row(value: ir.Value | None) -> Row:
     return [None if dim is None else extent(dim) for dim in own]
 
 
+def _axis(axis: int, row: Row) -> int:
+    """An axis, counted from the front.
+
+    Raises:
+        RefusedError: there is no such axis.
+    """
+    if not -len(row) <= axis < len(row):
+        raise RefusedError(f"axis {axis} of {len(row)} dimensions")
+    return axis % len(row)
+
+
 def _found(node: ir.Node, weights: Weights) -> Row | None:
     name = operator(node)
     if name in _ALIKE:
@@ -254,7 +265,9 @@ def _transposed(node: ir.Node, weights: Weights) -> Row:
 def _joined(node: ir.Node, weights: Weights) -> Row:
     """Concat: the sum along its axis, one size along the others."""
     rows = [_row(value) for value in node.inputs]
-    axis = attribute(node, "axis", 0) % len(rows[0])
+    axis = _axis(attribute(node, "axis", 0), rows[0])
+    if len(set(map(len, rows))) > 1:
+        raise RefusedError("the inputs differ in their number of dimensions")
     result: Row = [next((one for one in own if one is not None), None) for own in zip(*rows, strict=True)]
     parts = [row[axis] for row in rows]
     numbers = [one.number for one in parts if one is not None and not one.symbols]
@@ -264,7 +277,7 @@ def _joined(node: ir.Node, weights: Weights) -> Row:
 
 def _split(node: ir.Node, weights: Weights) -> Row:
     row = _row(node.inputs[0])
-    axis = attribute(node, "axis", 0) % len(row)
+    axis = _axis(attribute(node, "axis", 0), row)
     return [None if place == axis else one for place, one in enumerate(row)]
 
 
@@ -275,7 +288,7 @@ def _sliced(node: ir.Node, weights: Weights) -> Row | None:
         axes = weights.integers(node.inputs[3])
     if axes is None:
         return None
-    cut = {axis % len(row) for axis in axes}
+    cut = {_axis(axis, row) for axis in axes}
     return [None if place in cut else one for place, one in enumerate(row)]
 
 
