@@ -148,6 +148,11 @@ class _ProtoReader:
             )
         for attribute in node.attribute:
             kind = attribute.type
+            if kind in (_GRAPH, _GRAPHS) and attribute.ref_attr_name:
+                raise ModelError(
+                    f"node {node.name!r} ({node.op_type}) takes a graph from the caller of its function, which is not "
+                    "supported; inline the functions of the model"
+                )
             if kind == _GRAPH:
                 blocks.append(self.block(attribute.g))
             elif kind == _GRAPHS:

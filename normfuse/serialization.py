@@ -4,7 +4,6 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import BinaryIO
 
 import onnx
@@ -15,7 +14,7 @@ from normfuse.errors import ModelError, NormfuseError
 from normfuse.outline import external_files
 from normfuse.scaled import Folded
 from normfuse.sparse import SparseTensor, put_sparse
-from normfuse.storage import parse, read, reserve, to_bytes, write
+from normfuse.storage import parse, read, reserve, sweep, to_bytes, write
 from normfuse.tensors import constants, external, in_memory, place
 
 SMALLEST_EXTERNAL = 1024
@@ -103,16 +102,14 @@ def write_external(
         what was written in place of tensors: by value, where in the data file it lies.
     """
     folder, base = os.path.split(path)
+    sweep(folder, _own_data(base), empty=True)
     name = f"{base}.data"
-    while not reserve(os.path.join(folder, name)):
+    while (release := reserve(os.path.join(folder, name))) is None:
         name = f"{base}.{secrets.token_hex(4)}.data"
     try:
         return _write_at(model, path, name, replaced)
-    except BaseException:
-        with suppress(OSError):
-            if os.path.getsize(os.path.join(folder, name)) == 0:
-                os.unlink(os.path.join(folder, name))
-        raise
+    finally:
+        release()
 
 
 def _write_at(
@@ -132,8 +129,10 @@ def _write_at(
     data = to_bytes(to_proto(model, stand_ins))
     if data is None:
         raise ModelError("the model is larger than 2 GiB without its weights, more than protobuf can hold; split it")
-    data_path = os.path.join(os.path.dirname(path), name)
-    write([(data_path, lambda file: _fill(file, places)), (path, lambda file: file.write(data))], replaced)
+    files: list[tuple[str, Callable[[BinaryIO], object]]] = [(path, lambda file: file.write(data))]
+    if places:
+        files.insert(0, (os.path.join(os.path.dirname(path), name), lambda file: _fill(file, places)))
+    write(files, replaced)
     return stand_ins
 
 
@@ -150,10 +149,15 @@ def _fill(file: BinaryIO, places: Sequence[tuple[ir.TensorProtocol, ir.ExternalT
             raise ModelError(f"tensor {tensor.name!r} has {file.tell() - start:,} bytes where {size:,} are expected")
 
 
+def _own_data(name: str) -> re.Pattern[str]:
+    """Names of data files that a model of a name gets."""
+    return re.compile(re.escape(name) + r"(\.[0-9a-f]{8})?\.data")
+
+
 def data_files(path: str) -> set[str]:
     """Data files that belong to the model at `path` alone: named after it, in its folder, and used by it."""
     folder, name = os.path.split(path)
-    mine = re.compile(re.escape(name) + r"(\.[0-9a-f]{8})?\.data")
+    mine = _own_data(name)
     try:
         candidates = {file for file in os.listdir(folder or os.curdir) if mine.fullmatch(file)}
         used = external_files(parse(read(path)), folder) if candidates and os.path.exists(path) else set()

@@ -1,10 +1,11 @@
 """Models as files: reading one with a word about what it is when it is no model, and writing it whole or not at all."""
 
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import BinaryIO
 
 import onnx
@@ -121,19 +122,98 @@ def validate_place(path: str) -> None:
         raise NormfuseError(f"cannot write {path}: the folder {folder} is read-only; choose another output")
 
 
-def reserve(path: str) -> bool:
-    """Takes a name for a file that is yet to be written; False where it is taken.
+TEMPORARY = re.compile(r"\.normfuse-[0-9a-f]{16}\.tmp")
+"""Names of files that are being written."""
+
+
+def reserve(path: str) -> Callable[[], None] | None:
+    """Takes a name for a file that is yet to be written.
+
+    Returns:
+        what gives it back, if no file has come to stand there; until then nobody takes it for a leftover. None where
+        the name is taken.
 
     Raises:
         NormfuseError: nothing can be written there.
     """
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        descriptor = _create(path)
     except FileExistsError:
-        return False
+        return None
     except OSError as error:
         raise _unwritable(path, error) from error
+    if os.name == "nt":  # where an open file cannot be replaced
+        os.close(descriptor)
+
+    def release() -> None:
+        with suppress(OSError):
+            if os.path.getsize(path) == 0 and (os.name == "nt" or _is_at(descriptor, path)):
+                os.unlink(path)
+        if os.name != "nt":
+            os.close(descriptor)
+
+    return release
+
+
+def _create(path: str) -> int:
+    """Makes a file that is not there, and holds it.
+
+    Raises:
+        FileExistsError: it is there, or somebody took it for a leftover that very moment.
+        OSError: it cannot be made.
+    """
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+    if not _hold(descriptor) or _is_at(descriptor, path):
+        return descriptor
+    os.close(descriptor)
+    raise FileExistsError(path)
+
+
+def _hold(descriptor: int, wait: bool = True) -> bool:
+    """Locks a file; the lock ends with the process, however that ends. False where there are no locks, or it is held."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # some network file systems have none
+        return False
     return True
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def sweep(folder: str, names: re.Pattern[str], empty: bool = False) -> None:
+    """Removes what killed processes left in a folder: files of such names that nobody holds.
+
+    Args:
+        folder: where to look.
+        names: what they are called.
+        empty: whether only those without content are removed.
+    """
+    folder = folder or os.curdir
+    with suppress(OSError):
+        for path in [os.path.join(folder, name) for name in os.listdir(folder) if names.fullmatch(name)]:
+            with suppress(OSError):
+                _remove_abandoned(path, empty)
+
+
+def _remove_abandoned(path: str, empty: bool) -> None:
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode) or (empty and status.st_size):
+        return
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        if _hold(descriptor, wait=False) and _is_at(descriptor, path) and not (empty and os.fstat(descriptor).st_size):
+            os.unlink(path)
+    finally:
+        os.close(descriptor)
 
 
 def write(
@@ -143,7 +223,8 @@ def write(
 
     Each is written beside its place under a temporary name and synced, then they are renamed in order, while no other
     process does so in that folder. Only the last may replace a file that exists, the names of the others are reserved;
-    while it is not in place, whatever goes wrong removes all that was written.
+    while it is not in place, whatever goes wrong removes all that was written. What a killed process has left under
+    temporary names in that folder is removed first.
 
     Args:
         files: paths, each with a function that writes its content.
@@ -153,22 +234,24 @@ def write(
         NormfuseError: the system could not write, such as on a full disk.
     """
     folder = os.path.dirname(files[-1][0])
+    sweep(folder, TEMPORARY)
     temporary = [os.path.join(os.path.dirname(path), f".normfuse-{secrets.token_hex(8)}.tmp") for path, _ in files]
     try:
-        for name, (_, fill) in zip(temporary, files, strict=True):
-            with open(
-                os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666), "wb"
-            ) as file:
-                fill(file)
-                file.flush()
-                os.fsync(file.fileno())
-        with _alone_in(folder):
-            stale = set(replaced()) - {path for path, _ in files}
-            for name, (path, _) in zip(temporary, files, strict=True):
-                os.replace(name, path)
-            for name in stale:
-                with suppress(OSError):
-                    os.unlink(name)
+        with ExitStack() as held:
+            for name, (_, fill) in zip(temporary, files, strict=True):
+                with open(_create(name), "wb") as file:
+                    if os.name != "nt":  # where an open file cannot be renamed
+                        held.callback(os.close, os.dup(file.fileno()))
+                    fill(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+            with _alone_in(folder):
+                stale = set(replaced()) - {path for path, _ in files}
+                for name, (path, _) in zip(temporary, files, strict=True):
+                    os.replace(name, path)
+                for name in stale:
+                    with suppress(OSError):
+                        os.unlink(name)
     except BaseException as error:
         unfinished = os.path.exists(temporary[-1]) or isinstance(error, OSError)
         for name in temporary + [path for path, _ in files[:-1]] * unfinished:
@@ -187,15 +270,12 @@ def _unwritable(path: str, error: OSError) -> NormfuseError:
 @contextmanager
 def _alone_in(folder: str) -> Iterator[None]:
     """Keeps other processes from renaming files in a folder meanwhile, as far as the system and they care."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
+    if os.name == "nt":  # where folders cannot be opened
         yield
         return
     descriptor = os.open(folder or os.curdir, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _hold(descriptor)
         yield
         with suppress(OSError):
             os.fsync(descriptor)  # the names, too, outlive a power failure
