@@ -169,6 +169,18 @@ def _create(path: str) -> int:
     raise FileExistsError(path)
 
 
+def _new_temporary(folder: str) -> tuple[str, int]:
+    """The path of a new temporary file, and its descriptor.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    while True:
+        path = os.path.join(folder, f".normfuse-{secrets.token_hex(8)}.tmp")
+        with suppress(FileExistsError):
+            return path, _create(path)
+
+
 def _hold(descriptor: int, wait: bool = True) -> bool:
     """Locks a file; the lock ends with the process, however that ends. False where there are no locks, or it is held."""
     try:
@@ -235,11 +247,13 @@ def write(
     """
     folder = os.path.dirname(files[-1][0])
     sweep(folder, TEMPORARY)
-    temporary = [os.path.join(os.path.dirname(path), f".normfuse-{secrets.token_hex(8)}.tmp") for path, _ in files]
+    temporary: list[str] = []
     try:
         with ExitStack() as held:
-            for name, (_, fill) in zip(temporary, files, strict=True):
-                with open(_create(name), "wb") as file:
+            for path, fill in files:
+                name, descriptor = _new_temporary(os.path.dirname(path))
+                temporary.append(name)
+                with open(descriptor, "wb") as file:
                     if os.name != "nt":  # where an open file cannot be renamed
                         held.callback(os.close, os.dup(file.fileno()))
                     fill(file)
@@ -253,7 +267,7 @@ def write(
                     with suppress(OSError):
                         os.unlink(name)
     except BaseException as error:
-        unfinished = os.path.exists(temporary[-1]) or isinstance(error, OSError)
+        unfinished = len(temporary) < len(files) or os.path.exists(temporary[-1]) or isinstance(error, OSError)
         for name in temporary + [path for path, _ in files[:-1]] * unfinished:
             with suppress(OSError):
                 os.unlink(name)

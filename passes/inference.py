@@ -4,16 +4,22 @@ What the model states of values is believed where onnx knows no better: behind o
 sequences, whose elements onnx takes to have one shape.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 
 import onnx
+import onnx.numpy_helper
 import onnx_ir as ir
 
+from normfuse.outline import proto_graphs
 from normfuse.passes.access import is_symbol
 from normfuse.passes.dimensions import name_dimensions
 
 _SMALL = 64
 """Integer constants of up to this many elements go into the outline: they may be shapes."""
+
+_LONGEST = 1 << 20
+"""Elements of a vector, from which on onnx does not propagate data: it writes out each of them, known or not."""
 
 _KEEPS_SHAPE = {
     "BiasGelu": ("com.microsoft",),
@@ -30,14 +36,53 @@ def infer_shapes(model: ir.Model) -> None:
 
     What the model states of values that onnx can infer is not believed: it may be left over from other shapes.
     """
+    outline = _outline(model)
     try:
-        inferred = onnx.shape_inference.infer_shapes(
-            _outline(model), check_type=False, strict_mode=False, data_prop=True
-        )
+        inferred = _inferred(outline, data_prop=not _has_long(outline))
+        if _has_long(outline) and not _is_long(inferred):
+            inferred = _inferred(outline, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return
     _take_over([node for node in model.graph if _is_inferable(model, node)], model.graph, inferred.graph)
     name_dimensions(model)
+
+
+def _inferred(outline: onnx.ModelProto, data_prop: bool) -> onnx.ModelProto:
+    return onnx.shape_inference.infer_shapes(outline, check_type=False, strict_mode=False, data_prop=data_prop)
+
+
+def _has_long(outline: onnx.ModelProto) -> bool:
+    """Whether a vector may be longer than `_LONGEST`: one is stated, or a constant says how long."""
+    return _is_long(outline) or any(
+        _LONGEST < number < 2**62  # such as 2⁶³ − 1, the end of a Slice
+        for tensor in _constants(outline.graph)
+        if tensor.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+        and 0 < math.prod(tensor.dims) <= _SMALL
+        for number in onnx.numpy_helper.to_array(tensor).ravel().tolist()
+    )
+
+
+def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield from _constants(inner)
+
+
+def _is_long(model: onnx.ModelProto) -> bool:
+    """Whether a value is known to be a vector longer than `_LONGEST`."""
+    return any(_is_long_in(graph) for graph in proto_graphs(model))
+
+
+def _is_long_in(graph: onnx.GraphProto) -> bool:
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        shape = value.type.tensor_type.shape.dim
+        if len(shape) == 1 and shape[0].dim_value > _LONGEST:
+            return True
+    return False
 
 
 def _outline(model: ir.Model) -> onnx.ModelProto:

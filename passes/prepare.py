@@ -5,6 +5,7 @@ front of a weight: all become initializers, computed in float64 and rounded once
 size, is computed in the types of the model. Known shapes become constants.
 """
 
+import math
 from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
@@ -79,6 +80,33 @@ _SMOOTH = frozenset(
     }
 )
 """Operators whose result changes little where their input does: what weights are computed with."""
+
+_SIZED = frozenset(
+    {
+        "AveragePool",
+        "BlackmanWindow",
+        "CenterCropPad",
+        "Col2Im",
+        "Conv",
+        "ConvTranspose",
+        "DFT",
+        "Expand",
+        "HammingWindow",
+        "HannWindow",
+        "LpPool",
+        "MaxPool",
+        "MaxUnpool",
+        "MelWeightMatrix",
+        "OneHot",
+        "Pad",
+        "Range",
+        "Resize",
+        "STFT",
+        "Tile",
+        "Upsample",
+    }
+)
+"""Operators whose result can be of any size, whatever that of their inputs."""
 
 _INITIAL_IR_VERSION = 4
 """From this IR version on, an initializer need not be an input of the graph, and one that is may be overridden."""
@@ -363,16 +391,48 @@ def _is_tensor(value: ir.Value) -> bool:
 
 
 def _is_worth(node: ir.Node) -> bool:
-    """Whether the results are not much larger than what they are computed from."""
+    """Whether the results are known not to be much larger than what they are computed from."""
+    known = sum(tensor.nbytes for tensor in map(constant_tensor, node.inputs) if tensor is not None)
+    limit = max(GROWTH_BYTES, 4 * known)
     size = 0
     for output in node.outputs:
         if output.name and (output.dtype is None or output.dtype == ir.DataType.STRING):
             return False
-        if output.shape is not None and output.dtype is not None:
-            dims = [dim for dim in output.shape if isinstance(dim, int)]
-            size += int(np.prod(dims, dtype=np.int64)) * output.dtype.bitwidth // 8
-    known = sum(tensor.nbytes for tensor in map(constant_tensor, node.inputs) if tensor is not None)
-    return size <= max(GROWTH_BYTES, 4 * known)
+        if output.dtype is None:
+            continue
+        count = _count(output)
+        if count is None:
+            count = _largest(node)
+        if count is None:
+            return False
+        size += count * output.dtype.bitwidth // 8
+    return size <= limit
+
+
+def _count(value: ir.Value) -> int | None:
+    """The elements of a value, or None where its shape is not known."""
+    own = None if value.shape is None else [dim for dim in value.shape if isinstance(dim, int) and dim >= 0]
+    return None if own is None or value.shape is None or len(own) < len(value.shape) else math.prod(own)
+
+
+def _largest(node: ir.Node) -> int | None:
+    """As many elements as a result can have whose shape is not known: each element of an input with each of the others.
+
+    None where an operator makes more than that, or an input is not known.
+    """
+    if node.op_type == "ConstantOfShape":
+        shape = constant_tensor(node.inputs[0]) if node.inputs else None
+        return None if shape is None else math.prod(max(0, int(n)) for n in shape.numpy().ravel())
+    if node.op_type in _SIZED:
+        return None
+    counts = []
+    for value in node.inputs:
+        tensor = None if value is None else constant_tensor(value)
+        count = tensor.size if tensor is not None else 1 if value is None else _count(value)
+        if count is None:
+            return None
+        counts.append(max(1, count))
+    return math.prod(counts)
 
 
 def _cut_out(

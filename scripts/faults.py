@@ -350,14 +350,13 @@ def forbidden(kind: str, seed: int, mebibytes: float = MEBIBYTES) -> Row:
     row = Row(f"folder not ours, {kind}")
     with staged(kind, seed, mebibytes=mebibytes) as stage:
         before = set(os.listdir(stage.folder))
-        models = tuple(ir.from_proto(ir.to_proto(model)) for model in stage.models) if kind == "inline" else stage.models
         stage.folder.chmod(0o555)
 
         def work() -> None:
             if os.geteuid() == 0:
                 os.setgroups([])
                 os.setuid(NOBODY)
-            save(models[1], stage.target)
+            save(stage.models[1], stage.target)
 
         os.chmod(stage.folder.parent, 0o755)
         status = status_of(forked(work))
@@ -374,7 +373,7 @@ def forbidden(kind: str, seed: int, mebibytes: float = MEBIBYTES) -> Row:
 
 
 def odd_targets(kind: str, seed: int, mebibytes: float = MEBIBYTES) -> Row:
-    """Targets that are a folder, a pipe, a socket's place, a device, or a link to one of them; links to files work."""
+    """Targets that are a folder, a pipe, a device, or a link to one of these; and places that do not exist."""
     row = Row(f"target no file, {kind}")
     with staged(kind, seed, mebibytes=mebibytes) as stage:
         folder = stage.folder
