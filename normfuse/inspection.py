@@ -33,6 +33,7 @@ from normfuse.constants import Constants
 from normfuse.fates import Course, nodes_of
 from normfuse.formulas import AFFINE_FORMULAS, NORM_FORMULAS, TRAINING_FORMULA
 from normfuse.model import Source, load
+from normfuse.passes.inference import has_long_vectors
 from normfuse.passes.prepare import PreparePass
 from normfuse.pipeline import quiet
 from normfuse.report import NORMALIZATIONS
@@ -164,14 +165,15 @@ def _inspection(
 def _sites(
     model: ir.Model, constants: Constants, atlas: Atlas, courses: Mapping[str, Course], target: str
 ) -> Iterator[Site]:
+    ways = _Nearest(constants, lambda one: one.predecessors()), _Nearest(constants, lambda one: one.successors())
     for node in nodes_of(model):
         name = str(node.name)
         anatomy = atlas.norms.get(name)
         if anatomy is not None:
-            yield _norm_site(node, anatomy, constants, courses, target)
+            yield _norm_site(node, anatomy, ways, courses, target)
         elif name not in atlas.members:
             for statistics, formula in _kinds(node, model, constants):
-                yield _site(node, statistics, formula, constants, courses, target)
+                yield _site(node, statistics, formula, ways, courses, target)
 
 
 def _name_nodes(model: ir.Model) -> None:
@@ -191,7 +193,7 @@ def _infer_shapes(model: ir.Model) -> None:
     """Fills in the shapes that the file does not state, as far as ONNX can tell them."""
     from onnx_ir.passes.common import ShapeInferencePass
 
-    ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=not has_long_vectors(model))(model)
 
 
 def _kinds(node: ir.Node, model: ir.Model, constants: Constants) -> Iterator[tuple[Statistics, str]]:
@@ -226,7 +228,7 @@ def _site(
     node: ir.Node,
     statistics: Statistics,
     formula: str,
-    constants: Constants,
+    ways: "tuple[_Nearest, _Nearest]",
     courses: Mapping[str, Course],
     target: str,
 ) -> Site:
@@ -243,8 +245,8 @@ def _site(
         shape=shape,
         dtype=None if output.dtype is None else output.dtype.name,
         epsilon=_epsilon(node),
-        behind=_nearest_linear(node, constants, lambda one: one.predecessors()),
-        before=_nearest_linear(node, constants, lambda one: one.successors()),
+        behind=ways[0].of(node),
+        before=ways[1].of(node),
         elements=_elements(shape, statistics),
         outcome=fates[target].outcome,
         into=fates[target].into,
@@ -256,11 +258,11 @@ def _site(
 
 
 def _norm_site(
-    node: ir.Node, anatomy: Anatomy, constants: Constants, courses: Mapping[str, Course], target: str
+    node: ir.Node, anatomy: Anatomy, ways: "tuple[_Nearest, _Nearest]", courses: Mapping[str, Course], target: str
 ) -> Site:
     """A normalization that could be read, an operator or spelled out; `node` is the last of its nodes."""
     statistics: Statistics = "batch" if node.op_type == "BatchNormalization" else "input"
-    plain = _site(node, statistics, anatomy.formula, constants, courses, target)
+    plain = _site(node, statistics, anatomy.formula, ways, courses, target)
     fates = {provider: course.fate(anatomy.nodes, is_norm=True) for provider, course in courses.items()}
     shape = plain.shape if anatomy.shape is None else tuple(map(_known, anatomy.shape))
     return replace(
@@ -311,19 +313,31 @@ def _elements(shape: tuple[int | str | None, ...] | None, statistics: Statistics
     return passes * prod(dim if isinstance(dim, int) else 1 for dim in shape)
 
 
-def _nearest_linear(
-    node: ir.Node, constants: Constants, neighbours: Callable[[ir.Node], Sequence[ir.Node]]
-) -> tuple[str, ...]:
-    """Operators and names of the first linear nodes on each way from a node, data paths only."""
-    found: dict[str, None] = {}
-    pending, seen = list(neighbours(node)), {node}
-    while pending:
-        current = pending.pop()
-        if current in seen or current.op_type in ("Shape", "Size") or current.outputs[0] in constants:
-            continue
-        seen.add(current)
-        if current.op_type in LINEAR and any(value in constants for value in current.inputs if value is not None):
-            found[f"{current.op_type} {current.name}"] = None
-        else:
-            pending.extend(neighbours(current))
-    return tuple(sorted(found))
+class _Nearest:
+    """The first linear nodes on each way from a node, data paths only; what is found of a node is kept for others."""
+
+    def __init__(self, constants: Constants, neighbours: Callable[[ir.Node], Sequence[ir.Node]]) -> None:
+        self._constants, self._neighbours = constants, neighbours
+        self._found: dict[ir.Node, frozenset[str]] = {}
+
+    def of(self, node: ir.Node) -> tuple[str, ...]:
+        """Operators and names, sorted."""
+        pending = [node]
+        while pending:
+            current = pending[-1]
+            ways = [other for other in self._neighbours(current) if self._is_data(other)]
+            if missing := [one for one in ways if one not in self._found and not self._is_linear(one)]:
+                pending += missing  # a graph has no cycles
+                continue
+            pending.pop()
+            if current in self._found:
+                continue
+            parts = {frozenset([f"{o.op_type} {o.name}"]) if self._is_linear(o) else self._found[o] for o in ways}
+            self._found[current] = next(iter(parts)) if len(parts) == 1 else frozenset().union(*parts)
+        return tuple(sorted(self._found[node]))
+
+    def _is_data(self, node: ir.Node) -> bool:
+        return node.op_type not in ("Shape", "Size") and node.outputs[0] not in self._constants
+
+    def _is_linear(self, node: ir.Node) -> bool:
+        return node.op_type in LINEAR and any(value in self._constants for value in node.inputs if value is not None)

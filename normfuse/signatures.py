@@ -85,6 +85,8 @@ def _nodes(
             continue
         else:
             problem = _misfit(node, row.inputs, row.outputs) or _broken(node, row)
+        if not problem and not where and any(one.is_ref() for one in node.attributes.values()):
+            problem = "has an attribute of the caller of its function, but stands in none"
         if problem:
             what = f"node {node.name!r} ({node.op_type})" if node.name else f"a {node.op_type} node"
             raise ModelError(f"{where}{what} {problem}; export the model again")

@@ -182,7 +182,7 @@ def _new_temporary(folder: str) -> tuple[str, int]:
 
 
 def _hold(descriptor: int, wait: bool = True) -> bool:
-    """Locks a file; the lock ends with the process, however that ends. False where there are no locks, or it is held."""
+    """Locks a file as long as the process lives. False where another holds it, or there are no locks."""
     try:
         import fcntl
     except ImportError:  # not on Windows

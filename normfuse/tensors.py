@@ -151,7 +151,7 @@ _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data
 
 
 def first_cause(error: BaseException) -> str:
-    """The message of the error that others were raised from, as one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """The message of the error that others were raised from, or while it was handled, as one line."""
+    while (earlier := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        error = earlier
     return (str(error) or type(error).__name__).strip().splitlines()[0]

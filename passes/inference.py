@@ -47,6 +47,11 @@ def infer_shapes(model: ir.Model) -> None:
     name_dimensions(model)
 
 
+def has_long_vectors(model: ir.Model) -> bool:
+    """Whether onnx must not propagate data in a model, because it would write out each element of a long vector."""
+    return _has_long(_outline(model))
+
+
 def _inferred(outline: onnx.ModelProto, data_prop: bool) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(outline, check_type=False, strict_mode=False, data_prop=data_prop)
 
@@ -56,8 +61,7 @@ def _has_long(outline: onnx.ModelProto) -> bool:
     return _is_long(outline) or any(
         _LONGEST < number < 2**62  # such as 2⁶³ − 1, the end of a Slice
         for tensor in _constants(outline.graph)
-        if tensor.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
-        and 0 < math.prod(tensor.dims) <= _SMALL
+        if tensor.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.INT64) and 0 < math.prod(tensor.dims) <= _SMALL
         for number in onnx.numpy_helper.to_array(tensor).ravel().tolist()
     )
 

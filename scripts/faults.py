@@ -157,9 +157,9 @@ def made(seed: int, mebibytes: float = MEBIBYTES) -> onnx.ModelProto:
         helper.make_node("MatMul", ["t", "v"], ["u"]),
         helper.make_node("Add", ["u", "b"], ["y"]),
     ]
-    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width])] for name in "xy"]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width]) for name in "xy")
     weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    graph = helper.make_graph(nodes, "g", *ends, weights)
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
@@ -381,7 +381,12 @@ def odd_targets(kind: str, seed: int, mebibytes: float = MEBIBYTES) -> Row:
         os.mkfifo(folder / "pipe.onnx")
         (folder / "null.onnx").symlink_to("/dev/null")
         (folder / "to-pipe.onnx").symlink_to("pipe.onnx")
-        for path in (*folder.glob("*er.onnx"), *folder.glob("*pipe.onnx"), *folder.glob("null.onnx"), Path("/dev/null")):
+        for path in (
+            *folder.glob("*er.onnx"),
+            *folder.glob("*pipe.onnx"),
+            *folder.glob("null.onnx"),
+            Path("/dev/null"),
+        ):
             stage.refuses(row, path=path)
         for path in (folder / "missing" / "a.onnx", stage.target / "a.onnx", Path("\0.onnx")):
             stage.refuses(row, path=path)

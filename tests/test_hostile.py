@@ -1,12 +1,15 @@
 """Hostile files are taken or refused by an error of normfuse; nothing unpickles."""
 
 import ast
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
@@ -138,3 +141,175 @@ def test_nothing_unpickles() -> None:
                         found.append(place)
     assert found == []
     assert seen >= 2
+
+
+def at(location: str, folder: Path, as_attribute: bool, **entries: str) -> Path:
+    """A model whose weight, an initializer or in a Constant, lies at a location."""
+    model = onnx.parser.parse_model(HEAD + "(float[4] x) => (float[4] y) { y = Add(x, a) }")
+    tensor = TensorProto(name="a", dims=[4], data_type=1, data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": location, **entries}.items():
+        tensor.external_data.add(key=key, value=value)
+    if as_attribute:
+        model.graph.node.insert(0, helper.make_node("Constant", [], ["a"], value=tensor))
+    else:
+        model.graph.initializer.append(tensor)
+    path = folder / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("as_attribute", [False, True])
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("pipe", "is no file"),
+        ("folder", "is no file"),
+        ("null", "outside the folder"),
+        ("secret", "outside the folder"),
+        ("/dev/zero", "outside the folder"),
+        ("../secret.bin", "outside the folder"),
+        ("folder/../../secret.bin", "outside the folder"),
+        ("missing", "there is no file"),
+        ("", "is no file"),
+        (".", "is no file"),
+        ("short", "cut short"),
+    ],
+)
+def test_external_data_is_checked_before_it_is_read(
+    location: str, words: str, as_attribute: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe would be waited for, a device read for ever: nothing is opened."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "secret.bin").write_bytes(bytes(64))
+    os.mkfifo(folder / "pipe")
+    (folder / "folder").mkdir()
+    (folder / "null").symlink_to("/dev/null")
+    (folder / "secret").symlink_to("../secret.bin")
+    (folder / "short").write_bytes(bytes(15))
+    path = at(location, folder, as_attribute)
+
+    def never(tensor: ir.ExternalTensor) -> None:
+        raise AssertionError(f"{tensor.location} was opened")
+
+    monkeypatch.setattr(ir.ExternalTensor, "_load", never)
+    with pytest.raises(ModelError, match=words):
+        load(path)
+
+
+@pytest.mark.parametrize("as_attribute", [False, True])
+@pytest.mark.parametrize(
+    ("entries", "dims", "data_type", "words"),
+    [
+        ({"offset": "-4"}, [4], 1, "offset"),
+        ({"length": "8"}, [4], 1, "shape needs 16"),
+        ({}, [-4], 1, "tell no size"),
+        ({}, [2**62, 2**62, 2**62], 1, "cut short"),
+        ({}, [4], 0, "tell no size"),
+    ],
+)
+def test_external_data_that_fits_nothing(
+    entries: dict[str, str], dims: list[int], data_type: int, words: str, as_attribute: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(16))
+    path = at("w.bin", tmp_path, as_attribute, **entries)
+    model = onnx.load(path, load_external_data=False)
+    tensor = model.graph.node[0].attribute[0].t if as_attribute else model.graph.initializer[0]
+    tensor.dims[:], tensor.data_type = dims, data_type
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=words):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("dims", "values", "indices", "words"),
+    [
+        ([-16], 2, [2], "shape"),
+        ([16], 2, [1], "2 values"),
+        ([16], 2, [2, 0], "outside"),
+        ([4, 4], 2, [2, 1], "outside"),
+        ([16], 2, [1, 2], "2 values"),
+        ([2**40, 2**40], 2, [2], "too large"),
+    ],
+)
+def test_sparse_tensors_that_contradict_themselves(
+    dims: list[int], values: int, indices: list[int], words: str
+) -> None:
+    model = onnx.parser.parse_model(HEAD + "(float[16] x) => (float[16] y) { y = Add(x, a) }")
+    sparse = helper.make_sparse_tensor(
+        helper.make_tensor("a", 1, [values], [1.0] * values),
+        helper.make_tensor("i", 7, indices, [1] * math.prod(indices)),
+        dims,
+    )
+    model.graph.sparse_initializer.append(sparse)
+    with pytest.raises(ModelError, match=words):
+        load(model)
+    model.graph.sparse_initializer[0].values.data_type = 2**31 - 1
+    with pytest.raises(ModelError, match="a"):
+        load(model)
+
+
+def test_references_without_a_function_are_refused() -> None:
+    model = node("LeakyRelu", 1)()
+    model.graph.node[0].attribute.add(name="alpha", type=1, ref_attr_name="given")
+    with pytest.raises(ModelError, match="stands in none"):
+        load(model)
+    model = twice()
+    del model.functions[1]
+    model.functions[0].node[0].attribute.add(name="body", type=5, ref_attr_name="given")
+    with pytest.raises(ModelError, match="takes a graph from the caller"):
+        load(model)
+
+
+LONG = 2**33
+"""Elements that a model of a few bytes asks for."""
+
+LARGE = {
+    "ConstantOfShape": "<int64[1] d = {%d}> { c = ConstantOfShape <value = float[1] {1.5}> (d) y = Mul(x, c) }",
+    "overflow": """<int64[2] d = {4294967296, 4294967296}> {
+        c = ConstantOfShape <value = float[1] {1.5}> (d) s = ReduceSum <keepdims = 0> (c) y = Mul(x, s) }""",
+    "Range": """<int64 a = {0}, int64 b = {%d}, int64 c = {1}> {
+        r = Range(a, b, c) f = Cast <to = 1> (r) y = Mul(x, f) }""",
+    "computed": """<int64 a = {0}, int64 b = {%d}, int64 c = {1}> {
+        e = Mul(b, c) r = Range(a, e, c) f = Cast <to = 1> (r) y = Mul(x, f) }""",
+    "Expand": "<float[1] w = {1.0}, int64[1] d = {%d}> { r = Expand(w, d) y = Mul(x, r) }",
+    "Tile": "<float[2] w = {1.0, 2.0}, int64[1] d = {%d}> { r = Tile(w, d) y = Mul(x, r) }",
+    "Pad": "<float[2] w = {1.0, 2.0}, int64[2] d = {0, %d}> { r = Pad(w, d) y = Mul(x, r) }",
+    "Resize": "<float[1,2] w = {1.0, 2.0}, int64[2] d = {1, %d}> { r = Resize(w,,,d) y = Mul(x, r) }",
+    "Gather": """<int64[1] d = {%d}, int64[1] i = {1}> {
+        c = ConstantOfShape <value = float[1] {1.5}> (d) g = Gather(c, i) y = Mul(x, g) }""",
+    "branch": """<int64[1] d = {%d}, bool b = {1}> {
+        s = ReduceSum <keepdims = 0> (x) t = Cast <to = 9> (s)
+        y = If(t) <then_branch = a () => (float[m] o) {
+                       k = ConstantOfShape <value = float[1] {1.5}> (d) o = Mul(x, k) },
+                   else_branch = e () => (float[m] p) { p = Identity(x) }> }""",
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the limit is set in a process of its own")
+def test_small_models_do_not_fill_the_memory() -> None:
+    """Each is inspected and optimized with no more than 400 MiB beside what the process has."""
+    import resource
+
+    from normfuse.inspection import inspect
+
+    models = {
+        name: onnx.parser.parse_model(
+            HEAD + "(float[2] x) => (float[m] y) " + (text % LONG if "%d" in text else text)
+        ).SerializeToString()
+        for name, text in LARGE.items()
+    }
+
+    def work() -> None:
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + 400 * 2**20, size + 400 * 2**20))
+        for data in models.values():
+            inspect(data)
+            optimize(data, "cpu", verify=False)
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("this system does not say how large a process is")
+    from scripts.faults import forked, status_of
+
+    assert status_of(forked(work)) == 0
