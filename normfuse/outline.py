@@ -118,6 +118,7 @@ def _text(names: Iterable[str]) -> tuple[str, ...]:
 def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
     opsets: dict[str, int] = {}
     for entry in imports:
+        _text([entry.domain])
         if opsets.setdefault(_domain(entry.domain), entry.version) != entry.version:
             raise ModelError(
                 f"the domain {entry.domain or 'ai.onnx'!r} is imported in versions {opsets[_domain(entry.domain)]} and "

@@ -249,6 +249,8 @@ def validate_external(tensor: ir.ExternalTensor) -> None:
     """
     folder, location = os.fspath(tensor.base_dir), os.fspath(tensor.location)
     what = f"tensor {tensor.name!r} has its data in {location!r}"
+    if not isinstance(location, str):
+        raise ModelError(f"{what}, which is not UTF-8; the file is damaged, fetch or export it again")
     if os.path.isabs(location) or os.path.normpath(location).split(os.sep)[0] == os.pardir or "\0" in location:
         raise ModelError(f"{what}, outside the folder of the model; put the file beside the model and name it so")
     if tensor.dtype == ir.DataType.STRING:

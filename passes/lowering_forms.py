@@ -1,5 +1,6 @@
 """What the laws of LOWER have in common: γ and β as vectors, affine maps behind, the way back from a Reshape."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,10 @@ from normfuse.norm import Standardize
 from normfuse.passes.access import Dim, RefusedError, known_dims
 from normfuse.passes.emitter import Emitter
 from normfuse.passes.lowering import NormSite, Operand, OtherFormError
+
+
+MOST = 1 << 24
+"""Elements that a constant of equal numbers may have: a model of few bytes can state dimensions of any size."""
 
 
 def need(condition: bool, reason: str) -> None:
@@ -97,7 +102,7 @@ def vector(
         return None
     wanted = [int(size) for size in sizes if isinstance(size, int)]
     if operand is None:
-        return emitter.constant(np.full(wanted, neutral), dtype, "weight" if neutral else "bias")
+        return emitter.constant(filled(wanted, neutral), dtype, "weight" if neutral else "bias")
     if operand.array is None:
         return _computed_vector(operand, axes)
     array = operand.array.reshape((1,) * (len(dims) - operand.array.ndim) + operand.array.shape)
@@ -169,8 +174,8 @@ def batch_norm(
         return affine(site, value, scale, bias, emitter)
     gamma = vector(scale, 1.0, (1,), site.dims, emitter, site.dtype)
     beta = vector(bias, 0.0, (1,), site.dims, emitter, site.dtype)
-    mean = emitter.constant(np.zeros(channels), site.dtype, "mean")
-    variance = emitter.constant(np.ones(channels), site.dtype, "variance")
+    mean = emitter.constant(filled([channels], 0.0), site.dtype, "mean")
+    variance = emitter.constant(filled([channels], 1.0), site.dtype, "variance")
     return emitter.op("BatchNormalization", value, gamma, beta, mean, variance, dims=site.dims, epsilon=0.0)
 
 
@@ -183,14 +188,25 @@ def back(site: NormSite, value: ir.Value, emitter: Emitter, leading: int = 1) ->
     return emitter.op("Reshape", value, emitter.integers(shape), dims=site.dims)
 
 
+def filled(shape: Sequence[int], number: float) -> Float64:
+    """An array of one number.
+
+    Raises:
+        RefusedError: it would have more than `MOST` elements.
+    """
+    if math.prod(shape) > MOST:
+        raise RefusedError(f"it takes a constant of {math.prod(shape):,} equal numbers, more than {MOST:,}")
+    return np.full(tuple(shape), number)
+
+
 def ones(size: int, emitter: Emitter, dtype: ir.DataType) -> ir.Value:
     """A constant vector of ones."""
-    return emitter.constant(np.ones(size), dtype, "ones")
+    return emitter.constant(filled([size], 1.0), dtype, "ones")
 
 
 def zeros(size: int, emitter: Emitter, dtype: ir.DataType) -> ir.Value:
     """A constant vector of zeros."""
-    return emitter.constant(np.zeros(size), dtype, "zeros")
+    return emitter.constant(filled([size], 0.0), dtype, "zeros")
 
 
 def product(dims: Sequence[Dim]) -> int | None:

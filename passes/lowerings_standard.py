@@ -12,6 +12,7 @@ from normfuse.passes.lowering_forms import (
     affine,
     back,
     batch_norm,
+    filled,
     is_along,
     ones,
     operator_root,
@@ -161,7 +162,7 @@ def _by_image(site: NormSite, epsilon: float, operands: tuple[Operand | None, ..
             vectors.append(emitter.op("Reshape", operand.parameter.value, emitter.integers(flat), dims=[count]))
         else:
             assert count is not None
-            vectors.append(emitter.constant(np.full(count, neutral), site.dtype, "weight" if neutral else "bias"))
+            vectors.append(emitter.constant(filled([count], neutral), site.dtype, "weight" if neutral else "bias"))
     kept = [0] * (site.rank - 2)
     data = site.data
     if images != 1:
@@ -292,7 +293,7 @@ def by_products(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     assert isinstance(channels, int)
     inner = product(site.dims[2:])
     scale = scaled(site.scale, factor)
-    row = emitter.constant(np.full((1, channels), 1.0 / channels), site.dtype, "row")
+    row = emitter.constant(filled((1, channels), 1.0 / channels), site.dtype, "row")
     rows, is_flat = site.data, site.rank == 3
     if not is_flat:
         shape = emitter.integers([0, channels, -1])
@@ -355,7 +356,7 @@ def by_window(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
         rows = emitter.op("Reshape", square, emitter.integers([0, 1, channels, -1]), dims=dims)
     else:
         rows = _with_axis("Unsqueeze", square, [site.dims[0], 1, *site.dims[1:]], site, emitter)
-    weight = emitter.constant(np.full((1, 1, size, *inner), found.alpha / size), site.dtype, "window")
+    weight = emitter.constant(filled((1, 1, size, *inner), found.alpha / size), site.dtype, "window")
     still = [0] * len(inner)
     bias = emitter.constant(np.asarray([found.epsilon]), site.dtype, "bias")
     pads = [before, *still, after, *still]

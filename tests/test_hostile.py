@@ -313,3 +313,24 @@ def test_small_models_do_not_fill_the_memory() -> None:
     from scripts.faults import forked, status_of
 
     assert status_of(forked(work)) == 0
+
+
+def test_lowerings_make_no_huge_constants() -> None:
+    """InstanceNormalization over 2⁴⁰ places has a form with a vector of as many ones: it is refused."""
+    text = f"(float[1,2,{2**40}] x, float[2] s, float[2] b) => (float[1,2,{2**40}] y)"
+    model = onnx.parser.parse_model(
+        f"{HEAD} {text} <float[2] s = {{1.0, 2.0}}, float[2] b = {{0.5, 1.0}}> {{ y = InstanceNormalization(x, s, b) }}"
+    )
+    for target in ("cpu", "portable", "cuda"):
+        assert len(optimize(model, target, verify=False).report.refusals) < 9
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(16))
+    path = at("w.bin", tmp_path, as_attribute=False)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"w.bin", b"w.b\x85n"))
+    with pytest.raises(ModelError, match="UTF-8"):
+        load(path)
+    with pytest.raises(ModelError, match="UTF-8"):
+        load(data.replace(b"custom", b"cust\x85m"))
