@@ -12,7 +12,6 @@ from normfuse.passes.access import Dim, RefusedError, known_dims
 from normfuse.passes.emitter import Emitter
 from normfuse.passes.lowering import NormSite, Operand, OtherFormError
 
-
 MOST = 1 << 24
 """Elements that a constant of equal numbers may have: a model of few bytes can state dimensions of any size."""
 

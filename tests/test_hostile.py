@@ -317,12 +317,11 @@ def test_small_models_do_not_fill_the_memory() -> None:
 
 def test_lowerings_make_no_huge_constants() -> None:
     """InstanceNormalization over 2⁴⁰ places has a form with a vector of as many ones: it is refused."""
-    text = f"(float[1,2,{2**40}] x, float[2] s, float[2] b) => (float[1,2,{2**40}] y)"
-    model = onnx.parser.parse_model(
-        f"{HEAD} {text} <float[2] s = {{1.0, 2.0}}, float[2] b = {{0.5, 1.0}}> {{ y = InstanceNormalization(x, s, b) }}"
-    )
+    text = f"(float[1,2,{2**40}] x) => (float[1,2,{2**40}] y) <float[2] s = {{1.0, 2.0}}, float[2] b = {{0.5, 1.0}}>"
+    model = onnx.parser.parse_model(f"{HEAD} {text} {{ y = InstanceNormalization(x, s, b) }}")
     for target in ("cpu", "portable", "cuda"):
-        assert len(optimize(model, target, verify=False).report.refusals) < 9
+        result = optimize(model, target, verify=False).model
+        assert sum(math.prod(tensor.dims) for tensor in result.graph.initializer) < 100
 
 
 def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
