@@ -100,3 +100,10 @@ def test_bfloat16_that_onnx_runtime_loads_but_cannot_be_fed_is_judged(target: st
     )
     (found,) = judged(build(text, opset=22), target).certificates
     assert (found.rule, found.verdict) == ("layout", "passed")
+
+
+def test_sums_of_products_are_not_taken_to_overflow() -> None:
+    text = "(float16[2,512] x) => (float16[2,64] y) { m = MatMul(x, w) y = Mul(m, s) }"
+    scale = np.linspace(0.02, 3.0, 64).astype(np.float16)
+    (found,) = judged(build(text, dtype=np.float16, w=(512, 64), s=scale)).certificates
+    assert (found.rule, found.verdict) == ("matmul-after", "passed")
