@@ -27,6 +27,7 @@ from normfuse.passes.journal import Journal
 from normfuse.passes.region import DisturbedError, Region
 from normfuse.ports import BATCH, Port, inputs_of
 from normfuse.probes import Plan, Probe, plan
+from normfuse.randomness import unprovable
 from normfuse.report import Certificate, Change
 from normfuse.runtime import session
 
@@ -172,6 +173,8 @@ def certify(
     Raises:
         NormfuseError: no inputs could be made for the part.
     """
+    if reason := unprovable(before):
+        return Found("not judged", reason=reason)
     small = _small_shapes(before)
     if small:
         try:

@@ -181,12 +181,15 @@ def prove(
         the result, and the report with the certificates and the parity; one that fails is returned, not raised.
 
     Raises:
-        ParityError: there is no end to the changes that fail.
+        ParityError: there is no end to the changes that fail, or the outputs are random.
         NormfuseError: as `rewrite` and `normfuse.verify`.
     """
     from normfuse.certification import ATTEMPTS, Certifier
+    from normfuse.randomness import unprovable
     from normfuse.verification import verify
 
+    if reason := unprovable(original):
+        raise ParityError(f"{reason}; --no-verify leaves the proof out")
     where = Target.parse(target, settings.get("threads")).provider
     failed: dict[tuple[str, tuple[str, ...]], str] = {}
     for _ in range(ATTEMPTS):

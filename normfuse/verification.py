@@ -16,7 +16,8 @@ everywhere is not proved by its zeros.
 
 Where the oracle cannot judge (it does not run, it exceeds its time, it disagrees with the runtime about the original,
 or the model quantises its activations), the candidate's distance from the original is held against the original's own
-noise: its spread between the runtime's levels and under inputs and weights moved by one unit in the last place.
+noise: its spread between the runtime's levels and under inputs and weights moved by one unit in the last place. Outputs
+that depend on a random operator have nothing but noise: they are refused (`normfuse.randomness`).
 """
 
 import math
@@ -34,6 +35,7 @@ from normfuse.judging import Deck, Judgement, judge
 from normfuse.metric import OutputParity
 from normfuse.model import Source, load
 from normfuse.probes import data_probes, plan
+from normfuse.randomness import unprovable
 
 Data = str | PathLike[str] | Mapping[str, Array] | Collection[Any] | None
 
@@ -121,7 +123,7 @@ def verify(
     """
     say = progress or (lambda doing: None)
     models = _loaded(reference), _loaded(candidate)
-    difference = signature_difference(*models)
+    difference = signature_difference(*models) or next(filter(None, map(unprovable, models)), "")
     if difference:
         return Parity(False, math.inf, (), reason=difference)
     say("loading both models")
