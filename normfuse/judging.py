@@ -13,9 +13,10 @@ from normfuse.errors import TargetError
 from normfuse.foreign import Truth
 from normfuse.metric import CHANNEL_RATIO, RATIO, OutputParity, Tally
 from normfuse.metric import TF32 as TF32_PRECISION
-from normfuse.oracle import OracleError
+from normfuse.oracle import Oracle, OracleError
 from normfuse.probes import SANE, Inputs, Plan, Probe, moved
 from normfuse.runtime import LEVELS, TF32, Level
+from normfuse.shaken import Shaken
 from normfuse.streaming import ORACLE, oracle_bytes
 
 MARGIN = 4.0
@@ -23,6 +24,9 @@ MARGIN = 4.0
 
 ROUNDS = 3
 """How many times the asked number of seeds may be drawn then."""
+
+_ROUNDINGS = 2
+"""So many times the roundings of a float64 model are drawn for each probe."""
 
 Say = Callable[[str], None]
 
@@ -204,6 +208,8 @@ class _Truths:
         self._deadline = deadline
         self._names = [*contest.outputs, *(hidden.names[0] for hidden in contest.hidden)]
         self._slowness = 1.5
+        fine = contest.precision.name == "float64" and isinstance(self.oracle, Oracle)
+        self._shaken = Shaken(contest.truth, contest.precision.unit) if fine else None
 
     def of(self, probe: Probe, seconds: float) -> Values:
         """y64, by title.
@@ -223,6 +229,30 @@ class _Truths:
         self._slowness = max(1.5, (time.perf_counter() - start) / max(seconds, 1e-4))
         return self._contest.titled(values, 0)
 
+    def roundings(self, probe: Probe, truth: Values) -> list[Values]:
+        """What roundings make of the original, by title, where the oracle is no finer than it: in float64.
+
+        Args:
+            probe: the inputs.
+            truth: y64; what a rounding made NaN or infinite is taken from it, so that it hides no element.
+
+        Raises:
+            OracleError: it cannot be computed, or not in time.
+        """
+        if self._shaken is None:
+            return []
+        runs = (self._shaken.run(probe.inputs, self._names, deadline=self._deadline) for _ in range(_ROUNDINGS))
+        return [
+            {name: _where_finite(value, truth.get(name)) for name, value in self._contest.titled(values, 0).items()}
+            for values in runs
+        ]
+
+
+def _where_finite(rounded: Array, truth: Array | None) -> Array:
+    if truth is None or rounded.dtype.kind != "f" or rounded.shape != truth.shape:
+        return rounded
+    return np.where(np.isfinite(rounded), rounded, truth)
+
 
 def _hands(deck: Deck, seed: int) -> list[tuple[Probe, tuple[Inputs, Inputs]]]:
     """The probes of a seed, each with its inputs, and with these moved by one unit in the last place."""
@@ -239,7 +269,8 @@ def _judge_probe(judgement: Judgement, truths: _Truths, probe: Probe, shifted: I
         judgement.notes.append(f"the reference does not run on probes {probe.family!r}: {error}")
         return True
     truth = truths.of(probe, time.perf_counter() - start)
-    noise = [contest.run(0, "disabled", shifted)]
+    roundings = truths.roundings(probe, truth)
+    noise = [contest.run(0, "disabled", shifted), *roundings]
     for level in contest.levels:
         candidate = judgement.candidate(probe, level)
         if candidate is None:
@@ -250,7 +281,7 @@ def _judge_probe(judgement: Judgement, truths: _Truths, probe: Probe, shifted: I
             reference = contest.run(0, level, probe.inputs)
         elif level == TF32:
             # against the original under TF32: what float32 would have made is no measure
-            noise = [contest.run(0, level, shifted)]
+            noise = [contest.run(0, level, shifted), *roundings]
             reference = contest.run(0, level, probe.inputs)
         judgement.add(level, probe.family, truth, reference, candidate, noise)
     judgement.probes += 1

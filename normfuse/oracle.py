@@ -24,6 +24,14 @@ FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 _TYPE_ATTRIBUTES = frozenset({"dtype", "output_datatype", "softmax_precision", "to"})
 
 
+class _Evaluator(ReferenceEvaluator):
+    """onnx's evaluator with the operators of `KERNELS`, which it does not hand on to the bodies of functions itself."""
+
+    def __init__(self, proto: Any, **options: Any) -> None:
+        options["new_ops"] = options.get("new_ops") or [_operator(*key, kernel) for key, kernel in KERNELS.items()]
+        super().__init__(proto, **options)
+
+
 class OracleError(Exception):
     """The oracle cannot run this model, or not within its time; the message says at which node and why."""
 
@@ -63,9 +71,7 @@ class Oracle:
             }
             self.outputs = [str(value.name) for value in copy.graph.outputs]
             copy.graph.initializers.clear()
-            self._evaluator = ReferenceEvaluator(
-                ir.to_proto(copy), new_ops=[_operator(*key, kernel) for key, kernel in KERNELS.items()]
-            )
+            self._evaluator = _Evaluator(ir.to_proto(copy))
         except Exception as error:
             raise OracleError(_first_line(error)) from error
 

@@ -394,3 +394,20 @@ def test_every_kernel_replaces_an_operator_that_someone_defines() -> None:
     without_kernel = {("", "GroupNormalization"), ("", "HardSwish"), ("", "Mish"), ("", "SkipLayerNormalization")}
     without_kernel |= {("com.microsoft", "GroupNorm"), ("com.microsoft", "SkipGroupNorm")}  # they are for CUDA
     assert set(KERNELS) - {("" if domain == "ai.onnx" else domain, name) for domain, name in defined} <= without_kernel
+
+
+def test_bodies_of_functions_are_computed_by_the_same_kernels() -> None:
+    """onnx's evaluator forgets them there, and a BatchNormalization with a momentum is in training mode to it."""
+    model = parse(
+        "g (float[2,3] x) => (float[2,3] y) <float[3] s = {1, 2, 3}, float[3] b = {0, 1, 0}, float[3] m = {5, 1, 2}, "
+        "float[3] v = {2, 3, 4}> { y = local.outer(x, s, b, m, v) }"
+        '<domain: "local", opset_import: ["": 13]> inner (i, s, b, m, v) => (o) '
+        "{ o = BatchNormalization<momentum: float = 0.8>(i, s, b, m, v) }"
+        '<domain: "local", opset_import: ["": 13, "local": 1]> outer (i, s, b, m, v) => (o) '
+        "{ o = local.inner(i, s, b, m, v) }",
+        opset=13,
+    )
+    model.opset_imports["local"] = 1
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    expected = (x - [5.0, 1, 2]) / np.sqrt(np.array([2.0, 3, 4]) + np.float64(np.float32(1e-5))) * [1, 2, 3] + [0, 1, 0]
+    np.testing.assert_allclose(Oracle(model).run({"x": x})["y"], expected, rtol=1e-12)

@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 import normfuse
+from scripts.examination import _is_noise
 from tests.parity import build, reasons_of
 
 EPSILON: dict[str, Any] = {"e": np.float32(1e-3), "two": np.float32(2)}
@@ -115,3 +116,55 @@ def test_shapes_behind_an_operator_that_onnx_infers_nothing_of_are_known_in_a_br
     )
     result = again(model, "cpu", threads=1)
     assert "dtype of its input is not known" not in reasons_of(result)
+
+
+SHIFTED = (
+    "(double[2,3,4,4] x) => (double[2,3,4,4] y) {{ a = Add(x, b) "
+    "y = InstanceNormalization<epsilon={epsilon}>({data}, g, h) }}"
+)
+
+
+def shifted(data: str, epsilon: float = 1e-5) -> onnx.ModelProto:
+    return build(SHIFTED.format(data=data, epsilon=epsilon), dtype=np.float64, b=(3, 1, 1), g=(3,), h=(3,))
+
+
+def test_a_float64_result_that_is_nearer_to_the_truth_than_the_oracle_is_not_rolled_back() -> None:
+    """Of float64 the oracle rounds as the original does: without its shift an InstanceNormalization cancels less."""
+    result = normfuse.optimize(shifted("a"), "cuda")
+    assert [node.op_type for node in result.model.graph.node] == ["InstanceNormalization"], reasons_of(result)
+    assert {one.verdict for one in result.report.certificates} == {"passed"}
+    assert not result.report.left_out
+
+
+def test_roundings_of_float64_excuse_no_wrong_formula() -> None:
+    for wrong in (shifted("a", 1.001e-5), shifted("x", 1.001e-5)):
+        parity = normfuse.verify(shifted("a"), wrong, provider="cuda", stand_in=True)
+        assert not parity.passed
+        assert parity.judged_by == "oracle"
+        assert parity.ratio > 100
+
+
+def test_a_gelu_in_a_function_has_a_reference() -> None:
+    model = build(
+        "(double[2,3] x) => (double[2,3] y) { y = local.f(x) }",
+        opset=20,
+        imports={"local": 1},
+        functions='<domain: "local", opset_import: ["": 20]> f (a) => (c) { b = Gelu(a) c = Neg(b) }',
+    )
+    parity = normfuse.verify(model, model, provider="cuda", stand_in=True)
+    assert parity.passed
+    assert parity.judged_by == "oracle"
+
+
+def test_what_overflows_in_the_original_as_it_is_written_is_told_apart_from_a_wrong_formula() -> None:
+    """ONNX Runtime keeps x · k in float32 up to the Sqrt; a Transpose rounds it to float16, where it is infinite."""
+    text = "(float16[2,4] x) => (float16[2,4] y) {{ a = Mul(x, k) {turn} s = Sqrt(b) y = {last}(s) }}"
+    texts = {
+        "original": text.format(turn="b = Abs(a)", last="Neg"),
+        "turned": text.format(turn="t = Transpose(a) u = Transpose(t) b = Abs(u)", last="Neg"),
+        "wrong": text.format(turn="t = Transpose(a) u = Transpose(t) b = Abs(u)", last="Sin"),
+    }
+    original, turned, wrong = (build(one, opset=13, k=np.full(4, 500, np.float16)) for one in texts.values())
+    assert not normfuse.verify(original, turned).passed  # the gate is as it was
+    assert _is_noise(original, turned, "cpu")
+    assert not _is_noise(original, wrong, "cpu")
