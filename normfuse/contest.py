@@ -28,6 +28,8 @@ Values = dict[str, Array]
 
 _TRANSPARENT = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _SATURATING = frozenset({"Sigmoid", "Softmax", "Tanh"})
+_NO_KERNEL = "NOT_IMPLEMENTED"
+"""What ONNX Runtime says where a provider has no kernel for a node."""
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -93,8 +95,9 @@ class Contest:
             candidate: the model as it became.
             provider: where both run.
             stand_in: whether the CPU provider runs them where ONNX Runtime does not have that provider here, and the
-                reference evaluator where the CPU provider cannot load them. Where ONNX Runtime is not installed, the
-                evaluator runs them in any case, unless it is CUDA that was asked for.
+                reference evaluator where the CPU provider cannot load them; where that is the provider that was asked
+                for, if it has no kernels for the reference, or takes none of its arrays. Where ONNX Runtime is not
+                installed, the evaluator runs them in any case, unless it is CUDA that was asked for.
             levels: the optimization levels to judge, `disabled` among them.
             truth: what the oracle computes, where its weights are known better than the reference stores them.
             evaluates: whether the reference evaluator runs them in any case.
@@ -146,15 +149,24 @@ class Contest:
         self.sessions: dict[tuple[int, Level], Runner] = {}
         self._rehearsed: dict[tuple[int, Level, int], Values | TargetError] = {}
         self._hands: list[tuple[Inputs, Inputs]] = []
+        reason = ""
         try:
             self._load()
+            if stand_in and self.provider != "cuda" and not self._evaluates and _takes_bfloat16(reference):
+                reason = "takes and gives no bfloat16 in Python"  # both could be loaded, if not run
         except TargetError as error:
-            if not self._stands_in:
+            lacks = self.provider != "cuda" and (0, "disabled") not in self.sessions and _NO_KERNEL in str(error)
+            if self._stands_in:
+                reason = f"does not have it here, and its CPU provider cannot run both models ({error})"
+            elif stand_in and lacks:
+                reason = f"has not all kernels there for the original, which cannot run on it either ({error})"
+            else:
                 raise
+        if reason:
             self._evaluates, self.levels = True, LEVELS[:1]
             self.notes[:] = [
-                f"not run on {provider.upper()}: ONNX Runtime does not have it here, and its CPU provider cannot run "
-                f"both models; judged by the reference evaluator in the types of the model ({error})"
+                f"not run on {provider.upper()}: ONNX Runtime {reason}; judged by the reference evaluator in the types "
+                "of the model"
             ]
             self.sessions.clear()
             self._load()
@@ -278,6 +290,11 @@ class Contest:
         except TargetError:
             return False
         return all(np.size(value) for value in values.values())
+
+
+def _takes_bfloat16(model: ir.Model) -> bool:
+    """Whether an input or output of a model is bfloat16."""
+    return ir.DataType.BFLOAT16 in {value.dtype for value in [*inputs_of(model), *model.graph.outputs]}
 
 
 def first_divergence(contest: Contest, oracle: Truth, inputs: Inputs) -> str:

@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -14,6 +15,7 @@ import pytest
 
 from normfuse import contest, runtime
 from normfuse.errors import TargetError
+from normfuse.pipeline import optimize
 from normfuse.runtime import LEVELS, TF32, has_provider, session
 from normfuse.verification import Parity, verify
 from tests.parity import batch_norm, build
@@ -214,3 +216,48 @@ class TestWithoutOnnxRuntime:
         done = command("verify", folder / "a.onnx", folder / "a.onnx", code=code)
         assert done.returncode == 4
         assert done.stderr == "Error: ONNX Runtime cannot be imported: libcudart.so: cannot open; install it again\n"
+
+
+BFLOAT16 = "(bfloat16[N,3] x) => (bfloat16[N,4] y) { m = MatMul(x, w) y = Mul(m, k) }"
+INSIDE = "(float[N,3] x) => (float[N,4] y) { c = Cast<to=16>(x) m = MatMul(c, w) n = Mul(m, k) y = Cast<to=1>(n) }"
+CARRIED = "(bfloat16[N,3] x) => (bfloat16[3,N] y) { t = Transpose(x) y = Identity(t) }"
+
+
+class TestWithoutKernels:
+    @pytest.mark.parametrize("target", ["cpu", "portable"])
+    @pytest.mark.parametrize(
+        ("text", "dtype", "rules"),
+        [(BFLOAT16, ml_dtypes.bfloat16, {"matmul-after"}), (INSIDE, ml_dtypes.bfloat16, {"matmul-after"})],
+    )
+    def test_the_evaluator_stands_in_and_the_report_says_so(
+        self, target: str, text: str, dtype: Any, rules: set[str]
+    ) -> None:
+        result = optimize(build(text, dtype=dtype, w=(3, 4), k=(4,)), target)
+        assert {change.rule for change in result.report.changes} == rules
+        assert {one.verdict for one in result.report.certificates} == {"passed"}
+        parity = result.report.parity
+        assert parity is not None
+        assert parity.passed
+        assert parity.notes[0].startswith(f"not run on {target.upper()}: ONNX Runtime ")
+        assert "judged by the reference evaluator" in parity.notes[0]
+
+    def test_what_it_can_load_but_takes_no_arrays_for_is_judged_too(self) -> None:
+        model = build(CARRIED)
+        parity = verify(model, model, stand_in=True)
+        assert parity.passed
+        assert "takes and gives no bfloat16 in Python" in parity.notes[0]
+
+    def test_what_is_wrong_still_fails(self) -> None:
+        right, wrong = (
+            build(INSIDE, dtype=ml_dtypes.bfloat16, w=(3, 4), k=np.full(4, scale, ml_dtypes.bfloat16))
+            for scale in (1.5, 1.25)
+        )
+        assert not verify(right, wrong, stand_in=True).passed
+
+    def test_nothing_stands_in_unasked_or_for_a_candidate(self) -> None:
+        model = build(INSIDE, dtype=ml_dtypes.bfloat16, w=(3, 4), k=(4,))
+        with pytest.raises(TargetError, match="the reference: ONNX Runtime cannot load it"):
+            verify(model, model)
+        runs = build("(float[N,3] x) => (float[N,4] y) { m = MatMul(x, w) y = Mul(m, k) }", w=(3, 4), k=(4,))
+        with pytest.raises(TargetError, match="the candidate: ONNX Runtime cannot load it"):
+            verify(runs, model, stand_in=True)
