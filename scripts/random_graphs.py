@@ -14,15 +14,16 @@ from scripts.graphs_linear import AFFINE, LINEAR
 from scripts.graphs_nesting import LOCAL, NESTING, info
 from scripts.graphs_norms import ACTIVATIONS, NORMS
 from scripts.graphs_places import JOINS, PLACES, PLAIN, cast
+from scripts.graphs_spelled import SPELLED
 
 OPSETS = (17, 18, 13, 21, 11, 20, 22, 23, 9, 14, 15)
 """Opsets of the default domain; LayerNormalization came with 17, GroupNormalization with 18, and so on."""
 
 SHAPES: tuple[tuple[int, ...], ...] = (
     *((1, 4, 5, 5), (2, 4, 4, 4), (1, 8, 4, 6), (2, 6, 1, 5), (3, 4, 3), (2, 5, 8), (1, 6, 6), (2, 6), (4, 4)),
-    *((1, 2, 3, 4, 4), (2, 1, 4, 4)),
+    *((1, 2, 3, 4, 4), (2, 1, 4, 4), (1, 7, 5, 3), (2, 11, 7)),
 )
-"""Of inputs: images, sequences, rows, volumes; sizes of 1, several samples, as many channels as rows."""
+"""Of inputs: images, sequences, rows, volumes; sizes of 1, primes, several samples, as many channels as rows."""
 
 SYMBOLS = (("N",), ("N", "C", "H", "W", "D"), ("N", "C", "S", "S", "S"))
 """Names of dynamic dimensions: the batch, all but the channels, and one name for several."""
@@ -39,6 +40,8 @@ def random_model(choices: Choices) -> onnx.ModelProto:
         inputs.append(Value("z", inputs[0].dims, dtype))
     g.values += inputs
     steps: list[Sequence[Step]] = [AFFINE, LINEAR, NORMS, PLACES, ACTIVATIONS, PLAIN, JOINS]
+    if g.chance(30):
+        steps.append(SPELLED)
     if g.chance(25):
         steps.append(NESTING)
     if g.chance(15) and dtype.name != "float64":

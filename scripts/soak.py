@@ -2,7 +2,8 @@
 
 Each graph of `scripts.random_graphs` is a function of its seed; `scripts.examination` says what must be true of what
 becomes of it. A graph that fails is written out with the reasons, and `--one SEED` examines it again. At the end come
-the counts, by dtype and by rule, and the rules that no graph has used. The exit status is 1 where something failed.
+the counts, by dtype, by feature and by rule, and the rules that no graph has used. The exit status is 1 where something
+failed.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import onnx
 from normfuse.pipeline import quiet, rules
 from normfuse.target import Target
 from scripts.examination import TARGETS, Examination, examine, loads
+from scripts.features import NAMES, features
 from scripts.random_graphs import seeded_model
 
 PATIENCE = 300.0
@@ -38,6 +40,7 @@ class Outcome:
         nodes: how many it has, Constant nodes not counted.
         on_runtime: whether ONNX Runtime judged; else the reference evaluator.
         examinations: one for each target.
+        features: what the graph has, by the names of `scripts.features`.
     """
 
     seed: int
@@ -45,6 +48,7 @@ class Outcome:
     nodes: int
     on_runtime: bool
     examinations: tuple[Examination, ...]
+    features: frozenset[str] = frozenset()
 
     def faults(self) -> Iterator[str]:
         """What is wrong, with the target."""
@@ -67,6 +71,7 @@ class Tally:
         certificates: by verdict.
         alarms: certificates that failed for results that are right, by seed, with the reasons.
         unjudged: how often nothing could judge, by reason.
+        features: graphs by what they have.
         excused: examinations whose proof failed by no more than roundings in the original explain.
     """
 
@@ -80,6 +85,7 @@ class Tally:
     certificates: Counter[str] = field(default_factory=Counter)
     alarms: list[tuple[int, str]] = field(default_factory=list)
     unjudged: Counter[str] = field(default_factory=Counter)
+    features: Counter[str] = field(default_factory=Counter)
     excused: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
@@ -87,6 +93,7 @@ class Tally:
         self.graphs += 1
         self.dtypes[outcome.dtype] += 1
         self.nodes += outcome.nodes
+        self.features.update(outcome.features)
         if any(outcome.faults()):
             self.failed.append(outcome.seed)
         for one in outcome.examinations:
@@ -107,6 +114,7 @@ class Tally:
         names = [rule.name for rule in rules()]
         dtypes = ", ".join(f"{count} {name}" for name, count in self.dtypes.most_common())
         yield f"{self.graphs} graphs ({dtypes}) of {self.nodes / max(1, self.graphs):.0f} nodes on average"
+        yield "graphs with: " + ", ".join(f"{name} {self.features[name]}" for name in NAMES)
         judges = ", ".join(f"{count} by the {name}" for name, count in self.judges.most_common())
         yield f"{self.judges.total()} results judged: {judges}"
         if self.unjudged:
@@ -144,7 +152,8 @@ def _look(seed: int, targets: Sequence[Target]) -> Outcome:
         fault = f"generator: {' '.join(str(error).split())[:300]}"
         return Outcome(seed, kind, nodes, False, (Examination(targets[0], (fault,)),))
     on_runtime = loads(model)
-    return Outcome(seed, kind, nodes, on_runtime, tuple(examine(model, one, on_runtime=on_runtime) for one in targets))
+    examinations = tuple(examine(model, one, on_runtime=on_runtime) for one in targets)
+    return Outcome(seed, kind, nodes, on_runtime, examinations, frozenset(features(model)))
 
 
 def soak(seeds: Iterator[int], targets: Sequence[Target], deadline: float, processes: int) -> Iterator[Outcome]:

@@ -19,6 +19,7 @@ import normfuse
 from normfuse.target import Target
 from scripts import examination, soak
 from scripts.examination import TARGETS, examine, loads
+from scripts.features import NAMES, features
 from scripts.random_graphs import random_model, seeded_model
 from tests.parity import build, ops
 
@@ -70,12 +71,14 @@ def test_a_graph_is_a_function_of_its_seed() -> None:
 def test_graphs_hold_what_they_promise() -> None:
     """Operators of every kind, control flow, functions, dtypes, dynamic dimensions, opsets; and all are valid."""
     operators: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
     dtypes, opsets, symbols, inner, listed, functions = set(), set(), set(), 0, 0, 0
     for seed in range(300):
         model = seeded_model(seed)
         if seed < 60:
             onnx.checker.check_model(model, full_check=True)
         operators += ops(model)
+        seen.update(features(model))
         tensor = model.graph.input[0].type.tensor_type
         dtypes.add(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name)
         opsets.add(model.opset_import[0].version)
@@ -91,6 +94,7 @@ def test_graphs_hold_what_they_promise() -> None:
     assert {9, 13, 17, 18, 21, 23} <= opsets
     assert {"N", "S", "H"} <= symbols
     assert min(inner, listed, functions) > 5
+    assert not [name for name in NAMES if seen[name] < 3]
 
 
 def broken(change: Any) -> Any:
