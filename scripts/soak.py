@@ -71,6 +71,7 @@ class Tally:
         certificates: by verdict.
         alarms: certificates that failed for results that are right, by seed, with the reasons.
         unjudged: how often nothing could judge, by reason.
+        unjudged_seeds: of the graphs where that was so, once for each target.
         features: graphs by what they have.
         excused: examinations whose proof failed by no more than roundings in the original explain.
     """
@@ -85,6 +86,7 @@ class Tally:
     certificates: Counter[str] = field(default_factory=Counter)
     alarms: list[tuple[int, str]] = field(default_factory=list)
     unjudged: Counter[str] = field(default_factory=Counter)
+    unjudged_seeds: list[int] = field(default_factory=list)
     features: Counter[str] = field(default_factory=Counter)
     excused: list[tuple[int, str]] = field(default_factory=list)
 
@@ -102,6 +104,7 @@ class Tally:
                 self.judges[judge] += 1
             elif one.unjudged:
                 self.unjudged[" ".join(one.unjudged.split()[:6])] += 1
+                self.unjudged_seeds.append(outcome.seed)
             self.used += one.rules
             self.refused += one.refused
             self.certificates += one.certificates
@@ -119,7 +122,8 @@ class Tally:
         yield f"{self.judges.total()} results judged: {judges}"
         if self.unjudged:
             reasons = "; ".join(f"{count} × {reason} …" for reason, count in self.unjudged.most_common())
-            yield f"{self.unjudged.total()} results not judged: {reasons}"
+            some = ", ".join(map(str, dict.fromkeys(self.unjudged_seeds[:20])))
+            yield f"{self.unjudged.total()} results not judged: {reasons} (seeds {some})"
         if self.excused:
             some = ", ".join(f"{seed} ({where})" for seed, where in self.excused[:5])
             yield f"{len(self.excused)} not proved, but within what roundings make of the original: {some}"
