@@ -108,6 +108,9 @@ _SIZED = frozenset(
 )
 """Operators whose result can be of any size, whatever that of their inputs."""
 
+_LONGEST = 64
+"""Dimensions that a shape can sensibly have."""
+
 _INITIAL_IR_VERSION = 4
 """From this IR version on, an initializer need not be an input of the graph, and one that is may be overridden."""
 
@@ -423,16 +426,26 @@ def _largest(node: ir.Node) -> int | None:
     if node.op_type == "ConstantOfShape":
         shape = constant_tensor(node.inputs[0]) if node.inputs else None
         return None if shape is None else math.prod(max(0, int(n)) for n in shape.numpy().ravel())
+    if node.op_type in ("Expand", "Tile"):
+        size, factors = _count_of(node.inputs[0]), constant_tensor(node.inputs[1]) if len(node.inputs) > 1 else None
+        if size is None or factors is None or factors.size > _LONGEST:
+            return None
+        return size * math.prod(max(1, int(n)) for n in factors.numpy().ravel())
     if node.op_type in _SIZED:
         return None
     counts = []
     for value in node.inputs:
-        tensor = None if value is None else constant_tensor(value)
-        count = tensor.size if tensor is not None else 1 if value is None else _count(value)
+        count = 1 if value is None else _count_of(value)
         if count is None:
             return None
         counts.append(max(1, count))
     return math.prod(counts)
+
+
+def _count_of(value: ir.Value | None) -> int | None:
+    """The elements of an input: of the constant that it is, or by its shape."""
+    tensor = constant_tensor(value)
+    return tensor.size if tensor is not None else None if value is None else _count(value)
 
 
 def _cut_out(
