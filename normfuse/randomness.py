@@ -4,13 +4,14 @@ What a random operator gives runs into every value that is computed from it, but
 it is in training mode, or may be, and drops a part of its values.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from normfuse.kernels import RANDOM
+from normfuse.passes.access import graphs_of
 from normfuse.passes.weights import constant_tensor
 
 Array = np.ndarray[Any, Any]
@@ -50,14 +51,14 @@ def unprovable(model: ir.Model) -> str:
 
 def _drawn(node: ir.Node, model: ir.Model, drawn: Mapping[ir.Value, str]) -> str:
     """What a node's outputs depend on that is drawn at random, or nothing."""
-    inner = [each for graph in _subgraphs(node) for each in graph.all_nodes()]
+    inner = [each for graph in graphs_of(node) for each in graph.all_nodes()]
     for one in (node, *inner):
         if source := _own(one, model, model.opset_imports, {}):
             return source
     if node.op_type in _OF_SHAPES and node.domain in ("", "ai.onnx"):
         return ""
     read = (value for one in (node, *inner) for value in one.inputs if value is not None)
-    given = (value for graph in _subgraphs(node) for value in graph.outputs)
+    given = (value for graph in graphs_of(node) for value in graph.outputs)
     return next((drawn[value] for value in (*read, *given) if value in drawn), "")
 
 
@@ -96,13 +97,3 @@ def _content(value: ir.Value | None, known: Known) -> Array | None:
         return known[value]
     tensor = constant_tensor(value)
     return None if tensor is None else np.asarray(tensor.numpy())
-
-
-def _subgraphs(node: ir.Node) -> Iterable[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()

@@ -1,6 +1,6 @@
 """What a rule reads of a node: attributes, dimensions, axes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -83,3 +83,14 @@ def title(node: ir.Node) -> str:
     """A node as messages call it."""
     kind = node.meta.get(CALLED, node.op_type)
     return f"{kind} {node.name!r}" if node.name else str(kind)
+
+
+def graphs_of(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that a node holds itself, such as the branches of an If."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()

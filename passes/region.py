@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from normfuse.passes.access import RefusedError, operator
+from normfuse.passes.access import RefusedError, graphs_of, operator
 from normfuse.passes.lifted import DOMAIN, inline, tidy
 from normfuse.passes.weights import EXACT, constant_tensor
 
@@ -303,34 +303,24 @@ def _read(slots: Iterable[Slot]) -> ir.Value | None:
 
 def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
     """The nodes in the subgraphs of a node, at any depth."""
-    for graph in _graphs(node):
+    for graph in graphs_of(node):
         yield from graph.all_nodes()
 
 
 def reads_of(node: ir.Node) -> Iterator[ir.Value]:
     """The values that a node reads, itself or in its subgraphs, from outside of these."""
     yield from (value for value in node.inputs if value is not None)
-    graphs = list(_graphs(node))
+    graphs = list(graphs_of(node))
     if not graphs:
         return
     inner = [one for graph in graphs for one in graph.all_nodes()]
     for one in inner:
-        graphs.extend(_graphs(one))
+        graphs.extend(graphs_of(one))
     bound = {value for one in inner for value in one.outputs}
     bound.update(value for graph in graphs for value in (*graph.inputs, *graph.initializers.values()))
     read = [value for one in inner for value in one.inputs]
     read += [value for graph in graphs for value in graph.outputs]
     yield from (value for value in read if value is not None and value not in bound)
-
-
-def _graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _rename(graph: ir.Graph) -> None:
