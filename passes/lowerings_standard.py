@@ -321,6 +321,8 @@ def local_response(site: NormSite, emitter: Emitter, target: Target) -> ir.Value
     _need(found.dtype in (None, site.dtype), "its statistics are of another dtype")
     _form(found.place == "inside" and found.order == 2, "it is no LRN")
     _need(found.alpha > 0.0 and found.exponent > 0.0, "LRN takes α and β above 0 only")
+    exact = all(float(np.float32(number)) == number for number in (found.alpha, found.exponent, found.epsilon))
+    _need(site.dtype != ir.DataType.DOUBLE or exact, "α, β or k of a float64 model are no float32 attributes")
     keeps = target.provider != "portable" or "LRN" in site.operators or found.alpha <= _SMALL_ALPHA * found.epsilon
     _need(keeps, "ONNX Runtime adds and subtracts squares as the window moves, which loses accuracy for large α / k")
     size = before + after + 1

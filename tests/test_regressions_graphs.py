@@ -168,3 +168,24 @@ def test_what_overflows_in_the_original_as_it_is_written_is_told_apart_from_a_wr
     assert not normfuse.verify(original, turned).passed  # the gate is as it was
     assert _is_noise(original, turned, "cpu")
     assert not _is_noise(original, wrong, "cpu")
+
+
+@pytest.mark.parametrize(("alpha", "applies"), [(0.3, False), (0.375, True)])
+def test_constants_of_float64_become_attributes_of_float32_only_where_they_fit(alpha: float, applies: bool) -> None:
+    """An attribute holds float32: 0.3 would be off by 1e-8, which float64 shows; 0.375 is exact in both."""
+    model = build(
+        "(double[2,5,4,4] x) => (double[2,5,4,4] y) { q = Mul(x, x) u = Unsqueeze(q, one) p = Pad(u, pads) "
+        "m = AveragePool<kernel_shape=[3,1,1], strides=[1,1,1]>(p) s = Squeeze(m, one) t = Mul(s, a) d = Add(t, two) "
+        "w = Pow(d, half) y = Div(x, w) }",
+        one=np.array([1]),
+        pads=np.array([0, 0, 1, 0, 0, 0, 0, 1, 0, 0]),
+        a=np.float64(alpha),
+        two=np.float64(2),
+        half=np.float64(0.5),
+    )
+    result = normfuse.optimize(model, "cuda")
+    assert result.report.parity is not None
+    assert result.report.parity.passed
+    assert not result.report.left_out
+    assert ("LRN" in [node.op_type for node in result.model.graph.node]) == applies
+    assert ("no float32 attributes" in str(reasons_of(result))) != applies
