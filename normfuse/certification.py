@@ -17,7 +17,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from normfuse.contest import Contest
+from normfuse.contest import Contest, takes_bfloat16
 from normfuse.errors import NormfuseError, TargetError
 from normfuse.judging import Deck, Judgement, judge
 from normfuse.metric import OutputParity
@@ -208,7 +208,7 @@ def _judged(before: ir.Model, after: ir.Model, truth: ir.Model | None, provider:
         else:
             return Found("failed", reason=f"the runtime does not take what was written: {error}")
     else:
-        if contest.provider != "cuda" and _cannot_be_fed(before):
+        if contest.provider != "cuda" and takes_bfloat16(before):
             contest = enter(evaluates=True)
     deck = Deck([Probe("constant", {})], None)
     if inputs_of(contest.reference):
@@ -230,11 +230,6 @@ def _judged(before: ir.Model, after: ir.Model, truth: ir.Model | None, provider:
         reason = overflow(before, after, ((probe, contest.run(0, "disabled", probe.inputs)) for probe in deck.draw(0)))
     verdict: Literal["passed", "failed"] = "failed" if reason else "passed"
     return Found(verdict, judgement.judged_by, families, _seeds(judgement, deck), ratio, reason, family)
-
-
-def _cannot_be_fed(model: ir.Model) -> bool:
-    """Whether ONNX Runtime may load a part, but has no numpy dtype for what flows in or out."""
-    return any(value.dtype == ir.DataType.BFLOAT16 for value in (*inputs_of(model), *model.graph.outputs))
 
 
 def _told(verdict: OutputParity) -> str:

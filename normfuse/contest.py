@@ -152,7 +152,7 @@ class Contest:
         reason = ""
         try:
             self._load()
-            if stand_in and self.provider != "cuda" and not self._evaluates and _takes_bfloat16(reference):
+            if stand_in and self.provider != "cuda" and not self._evaluates and takes_bfloat16(reference):
                 reason = "takes and gives no bfloat16 in Python"  # both could be loaded, if not run
         except TargetError as error:
             lacks = self.provider != "cuda" and (0, "disabled") not in self.sessions and _NO_KERNEL in str(error)
@@ -292,7 +292,7 @@ class Contest:
         return all(np.size(value) for value in values.values())
 
 
-def _takes_bfloat16(model: ir.Model) -> bool:
+def takes_bfloat16(model: ir.Model) -> bool:
     """Whether an input or output of a model is bfloat16."""
     return ir.DataType.BFLOAT16 in {value.dtype for value in [*inputs_of(model), *model.graph.outputs]}
 

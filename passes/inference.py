@@ -38,8 +38,9 @@ def infer_shapes(model: ir.Model) -> None:
     """
     outline = _outline(model)
     try:
-        inferred = _inferred(outline, data_prop=not _has_long(outline))
-        if _has_long(outline) and not _is_long(inferred):
+        long = _has_long(outline)
+        inferred = _inferred(outline, data_prop=not long)
+        if long and not _is_long(inferred):
             inferred = _inferred(outline, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return
