@@ -402,9 +402,18 @@ def _with_moved_weights(model: ir.Model) -> ir.Model:
     copy, rng = model.clone(), np.random.default_rng(2)
     for graph in copy.graphs():
         for value in graph.initializers.values():
-            if value.const_value is not None and any(node.op_type in _LINEAR for node, _ in value.uses()):
+            if value.const_value is not None and _is_weight(value):
                 value.const_value = _moved_tensor(value.const_value, rng)
+        for node in graph:
+            attribute = node.attributes.get("value")
+            if node.op_type == "Constant" and attribute is not None and _is_weight(node.outputs[0]):
+                node.attributes["value"] = ir.AttrTensor("value", _moved_tensor(attribute.as_tensor(), rng))
     return copy
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Whether a linear operator reads a value."""
+    return any(node.op_type in _LINEAR for node, _ in value.uses())
 
 
 def _moved_tensor(tensor: ir.TensorProtocol, rng: np.random.Generator) -> ir.TensorProtocol:

@@ -25,6 +25,10 @@ MARGIN = 4.0
 ROUNDS = 3
 """How many times the asked number of seeds may be drawn then."""
 
+DRAWS = 16
+"""How often the inputs of a probe may be moved again where its family alone would fail the candidate: chance decides
+whether one draw takes the jump that the candidate's rounding took."""
+
 _ROUNDINGS = 2
 """So many times the roundings of a float64 model are drawn for each probe."""
 
@@ -101,6 +105,21 @@ class Judgement:
             if name in self.contest.axes and truth[name].shape == value.shape:
                 results = [aligned(result, truth[name], self.contest.axes[name]) for result in results]
             tally.add(family, truth[name], results[0], results[1], results[2:])
+
+    def add_noise(self, level: Level, family: str, draw: int, truth: Values, reference: Values, moved: Values) -> None:
+        """Adds what one more draw of moved inputs makes of the original, on a probe that was added before."""
+        for name, value in reference.items():
+            tally = self.tallies.get((name, level))
+            if tally is None or name not in truth or name not in moved or moved[name].shape != value.shape:
+                continue
+            results = [value, moved[name]]
+            if name in self.contest.axes and truth[name].shape == value.shape:
+                results = [aligned(result, truth[name], self.contest.axes[name]) for result in results]
+            tally.add_noise(family, draw, truth[name], results[0], results[1])
+
+    def suspicious(self, level: Level, family: str) -> bool:
+        """Whether a family alone would fail the candidate at a level."""
+        return any(tally.suspicious(family) for (_, at), tally in self.tallies.items() if at == level)
 
     def candidate(self, probe: Probe, level: Level) -> Values | None:
         """Runs the candidate; that it fails where the reference runs is a verdict."""
@@ -180,7 +199,7 @@ def judge_by_oracle(contest: Contest, deck: Deck, seeds: int, budget: float, say
             ran = contest.rehearse([inputs for _, inputs in hands], (budget - (time.perf_counter() - start)) / 2)
             for probe, (_, shifted) in hands[:ran]:
                 say(f"judging probes {probe.family!r}, seed {seed + 1}")
-                if not _judge_probe(judgement, truths, probe, shifted):
+                if not _judge_probe(judgement, truths, probe, shifted, seed):
                     return judgement
             if ran < len(hands):
                 raise OracleError("the other probes would exceed the budget")
@@ -259,7 +278,7 @@ def _hands(deck: Deck, seed: int) -> list[tuple[Probe, tuple[Inputs, Inputs]]]:
     return [(probe, (probe.inputs, moved(probe.inputs, seed))) for probe in deck.draw(seed)]
 
 
-def _judge_probe(judgement: Judgement, truths: _Truths, probe: Probe, shifted: Inputs) -> bool:
+def _judge_probe(judgement: Judgement, truths: _Truths, probe: Probe, shifted: Inputs, seed: int) -> bool:
     """Adds one probe; False where the candidate does not run on it."""
     contest = judgement.contest
     start = time.perf_counter()
@@ -284,8 +303,23 @@ def _judge_probe(judgement: Judgement, truths: _Truths, probe: Probe, shifted: I
             noise = [contest.run(0, level, shifted), *roundings]
             reference = contest.run(0, level, probe.inputs)
         judgement.add(level, probe.family, truth, reference, candidate, noise)
+        _draw_again(judgement, level, probe, truth, reference, seed)
     judgement.probes += 1
     return True
+
+
+def _draw_again(judgement: Judgement, level: Level, probe: Probe, truth: Values, reference: Values, seed: int) -> None:
+    """Moves the inputs again where the family would fail, until what rounding makes of the original explains it."""
+    if judgement.contest.streams:
+        return  # that would open its session again
+    for draw in range(1, DRAWS + 1):
+        if not judgement.suspicious(level, probe.family):
+            return
+        try:
+            values = judgement.contest.run(0, level, moved(probe.inputs, seed, draw))
+        except TargetError:
+            continue
+        judgement.add_noise(level, probe.family, draw, truth, reference, values)
 
 
 def judge_by_noise(contest: Contest, deck: Deck, seeds: int, budget: float, say: Say) -> Judgement:
@@ -320,6 +354,7 @@ def judge_by_noise(contest: Contest, deck: Deck, seeds: int, budget: float, say:
                     noise = [contest.run(0, level, shifted)]
                 reference = others.get(level, others.get("enabled", base))
                 judgement.add(level, probe.family, base, {**base, **reference}, candidate, noise)
+                _draw_again(judgement, level, probe, base, {**base, **reference}, seed)
             judgement.probes += 1
     return judgement
 

@@ -10,7 +10,8 @@ scale or of bad conditioning weighs as much as any other and cannot hide one tha
 ratio 7 fails the output). The moved inputs measure the conditioning: a constant row into a LayerNorm has no accuracy
 to lose. Where one ulp moves the original by more than LOST in a family that is not sane, a jump was taken another way
 (an argmax that feeds back, a threshold): both results are as good as drawn, E of either is 0 or of order 1 by chance,
-and noise_f is at least 1.
+and noise_f is at least 1. As one move may not take the jump, the inputs are moved several times on a probe of a family
+that alone would fail.
 
 The same is done for the largest channel, with a wider limit. An output passes with ratio ≤ 2, channel ratio ≤ 4, every
 E_f(candidate) below a ceiling (where the original leaves it room), and NaN and infinities only where the original or
@@ -101,8 +102,8 @@ class OutputParity:
     reason: str = ""
 
 
-_NO_NOISE = ("truth", "candidate", "moved")
-"""What the sums hold besides results of the original."""
+_NO_NOISE = ("truth", "candidate")
+"""What the sums hold besides errors of the original."""
 
 
 @dataclass(slots=True)
@@ -111,6 +112,7 @@ class _Sums:
 
     size: int = 0
     squares: dict[str, float] = field(default_factory=dict)
+    moves: dict[str, float] = field(default_factory=dict)
     channels: dict[tuple[int, int, str], Array] = field(default_factory=dict)
 
     def add(self, who: str, values: Array) -> None:
@@ -127,6 +129,24 @@ class _Sums:
         """E of one contestant; absolute where the truth is zero throughout."""
         truth = self.squares.get("truth", 0.0)
         return float(np.sqrt(self.squares.get(who, 0.0) / (truth or 1.0)))
+
+    def noise(self) -> float:
+        """The largest E of a result that rounding makes of the original."""
+        return max(self.error(who) for who in self.squares if who not in _NO_NOISE)
+
+    def add_move(self, who: str, values: Array) -> None:
+        """Adds how far moved inputs moved the original."""
+        self.moves[who] = self.moves.get(who, 0.0) + float(np.square(values).sum())
+
+    def move(self) -> float:
+        """How far moved inputs move the original, relative; the farthest of several draws."""
+        truth = self.squares.get("truth", 0.0)
+        return float(np.sqrt(max(self.moves.values(), default=0.0) / (truth or 1.0)))
+
+    def channel_ratio(self, floor: float) -> float:
+        """The largest E of a channel of the candidate, in units of the original's, at least the floor."""
+        others = [self.channel_error(who) for who in self.squares if who not in _NO_NOISE]
+        return self.channel_error("candidate") / max(floor, *others)
 
     def channel_error(self, who: str) -> float:
         """The largest E of a channel; a channel hundred times smaller than the mean one counts as that large."""
@@ -204,8 +224,38 @@ class Tally:
         for who, values in contestants.items():
             sums.add(who, np.where(finite, values, 0.0) - kept)
         for other in noise[:1]:
-            sums.add("moved", np.where(finite, other, 0.0) - np.where(finite, reference, 0.0))
+            sums.add_move("moved", np.where(finite, other, 0.0) - np.where(finite, reference, 0.0))
         self._moments += (finite.sum(), kept.sum(), np.square(kept).sum())
+
+    def add_noise(self, family: str, draw: int, truth: Array, reference: Array, moved: Array) -> None:
+        """Adds what inputs that are moved once more make of the original, on a probe that was added before.
+
+        Args:
+            family: of the probe.
+            draw: the how-manieth time they are moved.
+            truth: what the output should be.
+            reference: what the original made.
+            moved: what it made of the moved inputs.
+        """
+        if family not in self.families or not is_float(reference) or truth.shape != reference.shape:
+            return
+        wide = [_float64(y) for y in (truth, reference, moved)]
+        finite = np.isfinite(wide[0]) & np.isfinite(wide[1]) & np.isfinite(wide[2])
+        sums = self.families[family]
+        kept = [np.where(finite, values, 0.0) for values in wide]
+        sums.add(f"draw {draw}", kept[2] - kept[0])
+        sums.add_move(f"draw {draw}", kept[2] - kept[1])
+
+    def suspicious(self, family: str) -> bool:
+        """Whether a family alone would fail the candidate."""
+        if family not in self.families:
+            return False
+        sums, noise = self.families[family], self.noise(family)
+        return (
+            sums.error("candidate") > RATIO * noise
+            or sums.channel_ratio(noise) > CHANNEL_RATIO
+            or sums.error("candidate") > self.precision.ceiling >= 2 * noise
+        )
 
     def _add_discrete(self, truth: Array, reference: Array, candidate: Array, noise: Sequence[Array]) -> None:
         own = reference != truth
@@ -228,7 +278,7 @@ class Tally:
             floor *= max(1.0, float(np.sqrt(sums.size / truth)))
         if self.lost(family):
             floor = 1.0
-        return max(floor, *(sums.error(who) for who in sums.squares if who not in _NO_NOISE))
+        return max(floor, sums.noise())
 
     def lost(self, family: str) -> bool:
         """Whether a family tells nothing: one ulp of the inputs decides what comes out, on inputs out of the usual."""
@@ -236,8 +286,7 @@ class Tally:
 
     def conditioning(self, family: str) -> float:
         """How much moved inputs move the original, relative."""
-        sums = self.families[family]
-        return sums.error("moved")
+        return self.families[family].move()
 
     def doubtful(self, families: Iterable[str]) -> bool:
         """Whether the original is further from the truth than rounding explains, in each of these families."""
@@ -266,8 +315,7 @@ class Tally:
         for family, sums in self.families.items():
             noise, error = self.noise(family), sums.error("candidate")
             ratios[family] = error / noise
-            others = [sums.channel_error(who) for who in sums.squares if who not in _NO_NOISE]
-            channels.append(sums.channel_error("candidate") / max(noise, *others))
+            channels.append(sums.channel_ratio(noise))
             if error > self.precision.ceiling >= 2 * noise:
                 over = f"relative error {error:.1e} on probes {family!r} is above {self.precision.ceiling:g}"
         worst = max(ratios, key=lambda family: ratios[family])

@@ -272,9 +272,9 @@ def data_probes(
     return [Probe("data", inputs)]
 
 
-def moved(inputs: Inputs, seed: int) -> Inputs:
-    """The inputs with each float moved by one unit in the last place, up or down at random."""
-    rng = np.random.default_rng((seed, 2))
+def moved(inputs: Inputs, seed: int, draw: int = 0) -> Inputs:
+    """The inputs with each float moved by one unit in the last place, up or down at random; each draw is another."""
+    rng = np.random.default_rng((seed, 2, draw))
     return {name: move(array, rng) for name, array in inputs.items()}
 
 

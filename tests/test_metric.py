@@ -77,6 +77,19 @@ def test_where_one_ulp_decides_nothing_is_proved(family: str, moved: float, pass
     assert tally.lost(family) is passes
 
 
+def test_one_of_several_draws_of_moved_inputs_shows_a_jump() -> None:
+    y = truth()
+    tally = Tally("y", "float32", FLOAT)
+    tally.add("scale 1e2", y, off(y, 1e-6, 1), off(y, 0.5, 2), [off(y, 1e-6, 3)])
+    tally.add_noise("scale 1e2", 1, y, off(y, 1e-6, 1), off(y, 2e-6, 4))
+    assert tally.suspicious("scale 1e2")
+    assert not tally.verdict("disabled").passed
+    tally.add_noise("scale 1e2", 2, y, off(y, 1e-6, 1), off(y, 0.3, 5))
+    assert not tally.suspicious("scale 1e2")
+    assert tally.lost("scale 1e2")
+    assert tally.verdict("disabled").passed
+
+
 def test_the_coarser_the_dtype_the_more_one_ulp_may_move() -> None:
     y = truth()
     for dtype, lost in (("float32", True), ("float16", False)):

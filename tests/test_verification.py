@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 
 import normfuse.contest
 from normfuse.errors import ParityError, TargetError
-from normfuse.oracle import Oracle
+from normfuse.foreign import Foreign
+from normfuse.oracle import Oracle, OracleError
 from normfuse.runtime import has_provider
 from normfuse.verification import Parity, require, verify
 from tests.parity import build
@@ -291,6 +293,58 @@ def test_an_oracle_that_disagrees_with_the_runtime_is_not_believed(monkeypatch: 
     parity = verify(model(SPELLED, weights), model("y = Conv (x, w, b)", fold(weights)), seeds=1)
     assert parity.judged_by == "noise"
     assert any("first at 'c' (Conv)" in note for note in parity.notes)
+
+
+class Jumping(Foreign):
+    """y = x + 1, but on large inputs the last bit of one element decides whether it is −y."""
+
+    def __init__(self, jumps: bool, known: bool = True) -> None:
+        x = "x", ir.DataType.FLOAT, ir.Shape([2, 3])
+        super().__init__([x], [("y", *x[1:])], title="jumping", kinds=(ir.DataType.FLOAT,))
+        self.jumps, self.known = jumps, known
+
+    def run(self, inputs: Mapping[str, Array], names: Any = None, *, deadline: float | None = None) -> dict[str, Array]:
+        x = inputs["x"]
+        odd = np.abs(x).max() > 50 and self.jumps and bool(x[:1, :1].view(np.uint32).item() & 1)
+        return {"y": -(x + 1) if odd else x + 1}
+
+    def runner(self, name: str) -> "Jumping":
+        return self
+
+    def truth(self) -> "Jumping":
+        if not self.known:
+            raise OracleError("no float64 form")
+        return Jumping(False)
+
+    def moved(self) -> "Jumping":
+        return self
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["oracle", "noise"])
+def test_where_the_last_bit_decides_the_inputs_are_moved_until_it_shows(known: bool) -> None:
+    for seeds in (1, 2):
+        parity = verify(Jumping(True, known), Flipped(), seeds=seeds)
+        assert parity.passed, parity
+        assert parity.judged_by == ("oracle" if known else "noise")
+        assert not verify(Jumping(False, known), Flipped(), seeds=seeds).passed
+
+
+class Flipped(Jumping):
+    """The same, jumping on the other bit."""
+
+    def __init__(self) -> None:
+        super().__init__(True)
+
+    def run(self, inputs: Mapping[str, Array], names: Any = None, *, deadline: float | None = None) -> dict[str, Array]:
+        return super().run({"x": (inputs["x"].view(np.uint32) ^ np.uint32(1)).view(np.float32)}, names)
+
+
+def test_weights_in_constants_are_moved_too() -> None:
+    weights = conv_bn()
+    reference = model("c = Constant <value = float[1,1] {3.0}> () y = MatMul (x, c)", None, "float[N,1] x")
+    contest = normfuse.contest.Contest(reference, model("y = Conv (x, w, b)", fold(weights)), "cpu")
+    x = {"x": np.ones((2, 1), np.float32)}
+    assert 0 < abs(contest.run(2, "disabled", x)["y"] - contest.run(0, "disabled", x)["y"]).max() < 1e-6
 
 
 def test_a_candidate_that_fails_where_the_original_runs_fails() -> None:
