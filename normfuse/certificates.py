@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -33,6 +33,30 @@ _SETTINGS = {"target", "threads", "opset", "select", "ignore", "freeze", "tuned"
 
 
 @dataclass(frozen=True, slots=True)
+class Renewed:
+    """What became of one certificate when it was made anew.
+
+    Attributes:
+        rule: the rule that made the change.
+        nodes: names of the nodes that it removed or rewrote.
+        outcome: `passed`, `failed`, or `not judged`: then as now, or not reached after steps that went another way.
+        reason: why it did not pass, in one line.
+        ratios: the worst ratio as it is on file and, where it was judged again, as it is now.
+    """
+
+    rule: str
+    nodes: tuple[str, ...]
+    outcome: Literal["passed", "failed", "not judged"]
+    reason: str = ""
+    ratios: tuple[float, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.rule} of {', '.join(self.nodes)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Recheck:
     """What became of certificates when they were made anew.
 
@@ -40,11 +64,24 @@ class Recheck:
         passed: whether all of them hold, and the steps lead from the one model to the other.
         certificates: how many changes were judged again.
         reason: why not, in one line.
+        renewed: what became of each certificate of the file, in its order.
+        whole: why the steps as a whole do not lead from the one model to the other, or nothing.
     """
 
     passed: bool
     certificates: int
     reason: str = ""
+    renewed: tuple[Renewed, ...] = ()
+    whole: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as JSON-ready values."""
+        changes = [
+            {"rule": one.rule, "nodes": list(one.nodes), "outcome": one.outcome, "reason": one.reason}
+            for one in self.renewed
+        ]
+        head = {"passed": self.passed, "certificates": self.certificates, "reason": self.reason}
+        return {**head, "changes": changes}
 
     def __str__(self) -> str:
         return f"{self.certificates} made anew, all hold" if self.passed else f"FAILED: {self.reason}"
@@ -100,7 +137,8 @@ def recheck(path: Path, reference: Path, candidate: Path, *, progress: Callable[
     for file, key, what in ((reference, "input", "made for"), (candidate, "output", "of")):
         if _described(file)["files"] != content[key].get("files"):
             name = content[key].get("name")
-            return Recheck(False, 0, f"{os.fspath(file)} is not the model that they are {what}: {name} has other bytes")
+            reason = f"{os.fspath(file)} is not the model that they are {what}: {name} has other bytes"
+            return Recheck(False, 0, reason, _unreached(stored, reason), reason)
     settings = dict(content["settings"])
     target = Target.parse(settings.pop("target", "cpu"), settings.pop("threads", None))
     choose = _as_recorded(stored) if settings.pop("tuned", False) else None
@@ -115,23 +153,44 @@ def _compared(
     stored: Sequence[Certificate], anew: Sequence[Certificate], model: ir.Model, candidate: Path, version: str
 ) -> Recheck:
     """Whether certificates that were made anew are those of a file, and lead to the same model."""
-    count = len(anew)
     other = "" if version == __version__ else f" (they were made by normfuse {version}, this is {__version__})"
+    renewed: list[Renewed] = []
+    whole = ""
     for old, new in zip(stored, anew, strict=False):
-        where = f"{old.rule} of {', '.join(old.nodes)}"
+        renewed.append(_renewed(old, new, other))
         if _steps(old) != _steps(new, old.verdict):
-            return Recheck(False, count, f"{where}: the steps lead to {new.rule} of {', '.join(new.nodes)}{other}")
-        if new.verdict == "failed":
-            return Recheck(False, count, f"{where}: {new.reason}")
-        if old.verdict == "passed" != new.verdict:
-            return Recheck(False, count, f"{where}: could not be judged again: {new.reason}")
-        if old.verdict == "failed":
-            return Recheck(False, count, f"{where}: it failed when it was made: {old.reason}")
-    if len(stored) != count:
-        return Recheck(False, count, f"the steps make {count} changes, the file has {len(stored)}{other}")
-    if fingerprint(model) != fingerprint(load(candidate)):
-        return Recheck(False, count, f"the steps do not lead to {os.fspath(candidate)}{other}")
-    return Recheck(True, count)
+            # what follows is judged in another place of the file, or not at all
+            whole = f"{renewed[-1].name}: {renewed[-1].reason}"
+            break
+    else:
+        if len(stored) != len(anew):
+            whole = f"the steps make {len(anew)} changes, the file has {len(stored)}{other}"
+        elif fingerprint(model) != fingerprint(load(candidate)):
+            whole = f"the steps do not lead to {os.fspath(candidate)}{other}"
+    renewed += _unreached(stored[len(renewed) :], whole)
+    reason = next((f"{one.name}: {one.reason}" for one in renewed if one.outcome == "failed"), whole)
+    return Recheck(not reason, len(anew), reason, tuple(renewed), whole)
+
+
+def _renewed(old: Certificate, new: Certificate, other: str) -> Renewed:
+    """What became of a certificate; `other` tells of another version that made it."""
+    outcome: Literal["passed", "failed", "not judged"] = "failed"
+    ratios = (old.ratio, new.ratio)
+    if _steps(old) != _steps(new, old.verdict):
+        reason, ratios = f"the steps lead to {new.rule} of {', '.join(new.nodes)}{other}", ratios[:1]
+    elif new.verdict == "failed":
+        reason = new.reason
+    elif old.verdict == "passed" != new.verdict:
+        reason = f"could not be judged again: {new.reason}"
+    elif old.verdict == "failed":
+        reason = f"it failed when it was made: {old.reason}"
+    else:
+        outcome, reason = new.verdict, new.reason
+    return Renewed(old.rule, old.nodes, outcome, reason, ratios)
+
+
+def _unreached(stored: Sequence[Certificate], why: str) -> tuple[Renewed, ...]:
+    return tuple(Renewed(one.rule, one.nodes, "not judged", f"not judged again: {why}", (one.ratio,)) for one in stored)
 
 
 def _steps(one: Certificate, verdict: str = "") -> tuple[object, ...]:

@@ -7,7 +7,6 @@ import io
 import os
 import sys
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -287,7 +286,7 @@ def verify(
                 from normfuse.certificates import recheck
 
                 found = recheck(certificates, reference, candidate, progress=progress.say)
-                cases.append(testcases.of_certificates(found, time.perf_counter() - start))
+                cases += testcases.of_certificates(found, time.perf_counter() - start)
                 start = time.perf_counter()
             parity = verification.verify(
                 reference,
@@ -301,7 +300,7 @@ def verify(
             )
         cases += testcases.of_parity(parity, provider, time.perf_counter() - start)
     if as_json:
-        again = {} if found is None else {"certificates": asdict(found)}
+        again = {} if found is None else {"certificates": found.to_dict()}
         print_json("verify", {"reference": reference, "candidate": candidate, **again, **parity.to_dict()})
     else:
         if found is not None:

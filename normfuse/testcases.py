@@ -6,23 +6,26 @@ case         what it is
 parity       a row of the proof: one output at one optimization level
 models       the two as a whole, where no row is to blame: they differ in their
              inputs or outputs, or nothing could be judged
-certificates that the certificates of a file hold, made anew
+certificate  a change, by its certificate on file, judged anew
+certificates that these lead, step by step, from the one model to the other
 verify       that the verification could not be made: its error
 ============ ====================================================================
 
-What a note says was `not judged` is a case that was skipped. Rows are judged together, so each is given an equal share
-of the time, and the sum is the time that it took.
+What was not judged is a case that was skipped. Rows are judged together, and so are certificates: each is given an
+equal share of the time, and the sum is the time that it took.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from normfuse.certificates import Recheck
+    from normfuse.certificates import Recheck, Renewed
     from normfuse.metric import OutputParity
     from normfuse.verification import Parity
 
 Outcome = Literal["passed", "failed", "error", "skipped"]
+
+_OUTCOMES: dict[str, Outcome] = {"passed": "passed", "failed": "failed", "not judged": "skipped"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class Case:
     """A test case.
 
     Attributes:
-        kind: `parity`, `models`, `certificates` or `verify`.
+        kind: `parity`, `models`, `certificate`, `certificates` or `verify`.
         name: what was judged.
         outcome: what became of it.
         message: why it did not pass, in one line; empty where it did.
@@ -64,15 +67,26 @@ def of_parity(parity: "Parity", provider: str, seconds: float) -> list[Case]:
     return [*cases, *(Case("parity", note.partition(":")[0], "skipped", note) for note in skipped)]
 
 
-def of_certificates(found: "Recheck", seconds: float) -> Case:
-    """The case of a file of certificates.
+def of_certificates(found: "Recheck", seconds: float) -> list[Case]:
+    """The cases of a file of certificates: one for each, in the order of its changes, and one for the whole.
 
     Args:
         found: what became of them.
         seconds: what that took.
     """
-    outcome: Outcome = "passed" if found.passed else "failed"
-    return Case("certificates", "the certificates", outcome, found.reason, str(found), seconds)
+    share = seconds / (len(found.renewed) + 1)
+    cases = [
+        # one rule may change the same nodes more than once, and names of cases must differ
+        Case("certificate", f"{number}: {one.name}", _OUTCOMES[one.outcome], one.reason, _figures(one), share)
+        for number, one in enumerate(found.renewed, 1)
+    ]
+    outcome: Outcome = "failed" if found.whole else "passed"
+    return [*cases, Case("certificates", "the steps", outcome, found.whole, str(found), share)]
+
+
+def _figures(one: "Renewed") -> str:
+    named = (f"{ratio:.4g} {when}" for ratio, when in zip(one.ratios, ("on file", "made anew"), strict=False))
+    return f"rule {one.rule} on {', '.join(one.nodes)}\nworst error ratio {', '.join(named)}; at most 2 passes"
 
 
 def of_error(error: BaseException, seconds: float) -> Case:

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from normfuse import annotations, cli, junit, testcases, verification
-from normfuse.certificates import Recheck
+from normfuse.certificates import Recheck, Renewed
 from normfuse.errors import TargetError
 from normfuse.metric import OutputParity
 from normfuse.testcases import Case, Outcome
@@ -87,10 +87,27 @@ def test_a_failure_that_no_row_is_to_blame_for_is_a_case_too() -> None:
         assert sum(case.seconds for case in cases) == pytest.approx(1.0)
 
 
-def test_certificates_are_a_case() -> None:
-    assert testcases.of_certificates(Recheck(True, 3), 1.0).outcome == "passed"
-    failed = testcases.of_certificates(Recheck(False, 0, "other bytes"), 1.0)
-    assert (failed.outcome, failed.message) == ("failed", "other bytes")
+def test_each_certificate_is_a_case_and_the_times_add_up() -> None:
+    renewed = (
+        Renewed("layer-norm", ("a", "b"), "passed", "", (1.25, 1.25)),
+        Renewed("conv-after", ("c",), "failed", "output 'y': its error is 5 times the original's", (1.0, 5.0)),
+        Renewed("conv-after", ("c",), "not judged", "random", (0.0, 0.0)),
+    )
+    cases = testcases.of_certificates(Recheck(False, 3, "conv-after of c: …", renewed), 2.0)
+    assert [(case.kind, case.name, case.outcome) for case in cases] == [
+        ("certificate", "1: layer-norm of a, b", "passed"),
+        ("certificate", "2: conv-after of c", "failed"),
+        ("certificate", "3: conv-after of c", "skipped"),
+        ("certificates", "the steps", "passed"),
+    ]
+    assert cases[1].message == "output 'y': its error is 5 times the original's"
+    assert "1 on file, 5 made anew" in cases[1].text
+    assert sum(case.seconds for case in cases) == pytest.approx(2.0)
+
+
+def test_steps_that_lead_elsewhere_are_a_case_too() -> None:
+    cases = testcases.of_certificates(Recheck(False, 0, "other bytes", (), "other bytes"), 1.0)
+    assert [(case.outcome, case.message) for case in cases] == [("failed", "other bytes")]
 
 
 def test_xml_holds_what_it_may_and_escapes_what_it_may_not() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -386,3 +387,33 @@ def test_what_lies_between_belongs_to_the_part() -> None:
     assert [node.op_type for node in region.before.graph][:3] == ["Add", "Transpose", "Exp"]
     assert len(region.before.graph.inputs) == 2
     assert len(region.before.graph.outputs) == 2  # n for y, t for v
+
+
+def suite_of(written: Path, status: int) -> list[tuple[str, str, str]]:
+    """The cases that `verify --certificates --junit` writes: classname, name and the tag in it."""
+    models = (written / "a.onnx", written / "b.onnx")
+    result = run("verify", "--certificates", written / "c.json", *models, "--junit", written / "r.xml")
+    assert result.exit_code == status, result.output
+    (suite,) = ElementTree.parse(written / "r.xml").getroot()
+    return [(case.attrib["classname"], case.attrib["name"], case[0].tag) for case in suite]
+
+
+def test_junit_has_a_case_for_each_certificate(written: Path) -> None:
+    stored = json.loads((written / "c.json").read_text())["certificates"]
+    cases = suite_of(written, 0)
+    found = [case for case in cases if case[0] == "normfuse.certificate"]
+    names = [f"{number}: {one['rule']} of {', '.join(one['nodes'])}" for number, one in enumerate(stored, 1)]
+    assert found == [("normfuse.certificate", name, "system-out") for name in names]
+    assert len(found) > 1
+    assert ("normfuse.certificates", "the steps", "system-out") in cases
+
+
+def test_junit_tells_which_certificate_does_not_hold(written: Path) -> None:
+    edited(lambda content: content["certificates"][1].update(verdict="failed", reason="ratio 7"))(written)
+    tags = [tag for kind, _, tag in suite_of(written, 1) if kind == "normfuse.certificate"]
+    assert tags == ["system-out", "failure", *["system-out"] * (len(tags) - 2)]
+    edited(lambda content: content["certificates"][1].update(nodes=["zz"]))(written)
+    cases = suite_of(written, 1)
+    tags = [tag for kind, _, tag in cases if kind == "normfuse.certificate"]
+    assert tags == ["system-out", "failure", *["skipped"] * (len(tags) - 2)]
+    assert ("normfuse.certificates", "the steps", "failure") in cases
