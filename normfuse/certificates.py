@@ -175,7 +175,7 @@ def _compared(
 def _renewed(old: Certificate, new: Certificate, other: str) -> Renewed:
     """What became of a certificate; `other` tells of another version that made it."""
     outcome: Literal["passed", "failed", "not judged"] = "failed"
-    ratios = (old.ratio, new.ratio)
+    ratios: tuple[float, ...] = (old.ratio, new.ratio)
     if _steps(old) != _steps(new, old.verdict):
         reason, ratios = f"the steps lead to {new.rule} of {', '.join(new.nodes)}{other}", ratios[:1]
     elif new.verdict == "failed":
