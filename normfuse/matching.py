@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
-from normfuse.passes.region import reads_of
+from normfuse.passes.extent import reads_of
 from normfuse.ports import inputs_of
 
 
