@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 
 from normfuse.errors import NormfuseError
 from normfuse.model import save
+from normfuse.passes.removal import RemoveUnusedPass
 
 Array = np.ndarray[Any, Any]
 
@@ -109,7 +110,7 @@ def cut(
             result.type = ir.TensorType(ir.DataType.from_numpy(expected[name].dtype))
             result.shape = ir.Shape(expected[name].shape)
         graph.outputs.append(result)
-    RemoveUnusedNodesPass()(copy)
+    RemoveUnusedPass()(copy)
     removing: ir.passes.PassBase = RemoveUnusedFunctionsPass()  # type: ignore[no-untyped-call]  # as onnx_ir has it
     removing(copy)
     return copy

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from normfuse.errors import NormfuseError, ParityError
 from normfuse.model import Source, load, restore_kind
@@ -26,6 +25,7 @@ from normfuse.passes.lowering import Chooser, by_table
 from normfuse.passes.lowerings import LOWERINGS
 from normfuse.passes.prepare import PreparePass
 from normfuse.passes.recognizers import RECOGNIZERS
+from normfuse.passes.removal import RemoveUnusedPass
 from normfuse.passes.rule import Rule
 from normfuse.passes.weights import forget_exact
 from normfuse.report import Counts, Refusal, Report, unique
@@ -42,8 +42,9 @@ Observer = Callable[[str, ir.Model], None]
 STAGES = ("lift", "fold", "block", "lower")
 """Stages that can be left out as a whole."""
 
-_ROUNDS = 4
-"""What LOWER writes may be folded again: these stages run until they write nothing new, but so often at most."""
+_ROUNDS = 6
+"""What LOWER writes may be folded again, and nodes that `clean` merges have more readers: these stages run until they
+write nothing new and `clean` removes nothing, but so often at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,16 +282,22 @@ def rewrite(
         run("prepare", preparing)
         first: list[Refusal] = []
         for repeat in range(_ROUNDS):
-            RemoveUnusedNodesPass()(model)  # they count as readers
+            RemoveUnusedPass()(model)  # they count as readers
             written = sum(len(stage.changes) for stage in (folding, blocking, lowering, joining))
             for name, stage in joint.items():
                 run(name, stage)
             if not repeat:  # what hides an activation in the first round may be folded into it by the next
                 first = list(lifting.refusals)
-            if written == sum(len(stage.changes) for stage in (folding, blocking, lowering, joining)):
+            if written != sum(len(stage.changes) for stage in (folding, blocking, lowering, joining)):
+                continue
+            left = _count_nodes(model)
+            forget_exact(model)  # as in a model that was saved and loaded
+            run("clean", CleanPass())
+            if _count_nodes(model) == left:
                 break
-        forget_exact(model)
-        run("clean", CleanPass())
+        else:
+            forget_exact(model)
+            run("clean", CleanPass())
     _forget_types(model, typed)
     for graph in model.graphs():
         for value, (kind, shape) in zip(graph.outputs, declared.get(graph, ()), strict=False):
@@ -353,6 +360,10 @@ def _typed_names(model: ir.Model) -> set[str]:
     return {
         value.name or "" for value in _inner_values(model) if value.type is not None or _has_graphs(value.producer())
     }
+
+
+def _count_nodes(model: ir.Model) -> int:
+    return sum(1 for graph in model.graphs() for _ in graph)
 
 
 def _has_graphs(node: ir.Node | None) -> bool:

@@ -6,6 +6,7 @@ from functools import partial
 import onnx_ir as ir
 
 from normfuse.passes.access import operator
+from normfuse.passes.removal import remove
 from normfuse.passes.weights import Weights, constant_tensor, is_function_body
 
 
@@ -65,9 +66,4 @@ def _put_in_place(node: ir.Node, branch: ir.Graph, graph: ir.Graph | ir.Function
         name, old.name = old.name, None
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         new.name = name
-    graph.remove(node, safe=True)
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH and attribute.as_graph() is not branch:
-            for inner in attribute.as_graph().all_nodes():  # what it reads, however deep within, counts as read
-                for index in range(len(inner.inputs)):
-                    inner.replace_input_with(index, None)
+    remove(node)

@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from normfuse.passes.layout import LayoutPass
+from normfuse.passes.removal import RemoveUnusedPass
 from normfuse.passes.rule import Rule
 from normfuse.scaled import head
 
@@ -23,13 +24,13 @@ class CleanPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Cleans a model."""
         passes: list[ir.passes.PassBase] = [
-            common.RemoveUnusedNodesPass(),
+            RemoveUnusedPass(),
             DeduplicatePass(),
         ]
         if all(_is_repeatable(node) for node in model.graph):
             passes.append(common.CommonSubexpressionEliminationPass())
         passes += [
-            common.RemoveUnusedNodesPass(),
+            RemoveUnusedPass(),
             common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]  # its __init__ has no annotations
             common.TopologicalSortPass(),
         ]

@@ -25,10 +25,18 @@ _KEEPS_SHAPE = {
     "BiasGelu": ("com.microsoft",),
     "FastGelu": ("com.microsoft",),
     "Gelu": ("com.microsoft",),
+    "GroupNorm": ("com.microsoft",),
     "GroupNormalization": ("", "ai.onnx"),
+    "LayerNormalization": ("", "ai.onnx"),
     "QuickGelu": ("com.microsoft",),
+    "RMSNormalization": ("", "ai.onnx"),
+    "SimplifiedLayerNormalization": ("", "ai.onnx"),
+    "SkipGroupNorm": ("com.microsoft",),
+    "SkipLayerNormalization": ("com.microsoft",),
+    "SkipSimplifiedLayerNormalization": ("com.microsoft",),
 }
-"""Operators of which onnx infers nothing, by their domains; the result has the shape of the first input."""
+"""Operators of which onnx infers nothing, by their domains; the only result has the shape of the first input. ONNX
+Runtime has some of them below the opset that onnx has them from."""
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -128,7 +136,7 @@ def _stand_in(node: ir.Node) -> onnx.NodeProto:
 
 def _pass_on(proto: onnx.NodeProto) -> None:
     """Makes an Identity of an operator that keeps the shape, at any depth."""
-    if proto.domain in _KEEPS_SHAPE.get(proto.op_type, ()):
+    if proto.domain in _KEEPS_SHAPE.get(proto.op_type, ()) and not any(proto.output[1:]):
         proto.op_type, proto.domain = "Identity", ""
         del proto.input[1:], proto.output[1:], proto.attribute[:]
     for attribute in proto.attribute:
@@ -140,7 +148,7 @@ def _pass_on(proto: onnx.NodeProto) -> None:
 def _is_inferable(model: ir.Model, node: ir.Node) -> bool:
     if node.op_type == "SequenceAt":
         return False
-    if node.op_type in _KEEPS_SHAPE and node.domain in _KEEPS_SHAPE[node.op_type]:
+    if node.domain in _KEEPS_SHAPE.get(node.op_type, ()) and not any(value.name for value in node.outputs[1:]):
         return True
     return node.domain in ("", "ai.onnx", "ai.onnx.ml") or node.op_identifier() in model.functions
 

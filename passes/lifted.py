@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from normfuse.norm import Standardize
 from normfuse.passes.access import CALLED, RefusedError, dims
+from normfuse.passes.removal import nodes_within, remove
 
 DOMAIN = "normfuse"
 
@@ -92,7 +93,7 @@ def members(output: ir.Value, inputs: Iterable[ir.Value], limit: int = 64) -> tu
         found[node] = None
         if len(found) > limit:
             raise RefusedError("it has too many nodes")
-        for graph_node in (node, *_inner(node)):
+        for graph_node in (node, *nodes_within(node)):
             pending.extend(one for one in graph_node.inputs if one is not None)
     graph = next(iter(found)).graph if found else None
     if any(node.graph is not graph for node in found):
@@ -116,7 +117,7 @@ def _shared(output: ir.Value, found: Mapping[ir.Node, None]) -> Iterator[tuple[i
             if value.is_graph_output():
                 yield node, f"{value.name!r} is an output of the graph"
             for use in value.uses():
-                if use.node not in found and not any(use.node in _inner(one) for one in found):
+                if use.node not in found and not any(use.node in nodes_within(one) for one in found):
                     yield node, f"{value.name!r} is also read by {use.node.op_type} {use.node.name!r}"
 
 
@@ -141,7 +142,7 @@ def _positions(graph: ir.Graph | ir.Function | None, nodes: Iterable[ir.Node]) -
     def place(node: ir.Node) -> None:
         if node in order or node not in left:
             return
-        for inner in (node, *_inner(node)):
+        for inner in (node, *nodes_within(node)):
             for value in inner.inputs:
                 producer = None if value is None else value.producer()
                 if producer is not None and producer is not node:
@@ -151,17 +152,6 @@ def _positions(graph: ir.Graph | ir.Function | None, nodes: Iterable[ir.Node]) -
     for node in left:
         place(node)
     return order
-
-
-def _inner(node: ir.Node) -> tuple[ir.Node, ...]:
-    """The nodes in the subgraphs of a node."""
-    graphs = [
-        graph
-        for attribute in node.attributes.values()
-        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) and not attribute.is_ref()
-        for graph in ([attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs())
-    ]
-    return tuple(inner for graph in graphs for inner in graph.all_nodes())
 
 
 def lift(model: ir.Model, found: Found, operator: str, overload: str) -> ir.Node:
@@ -179,9 +169,10 @@ def lift(model: ir.Model, found: Found, operator: str, overload: str) -> ir.Node
     body = list(found.nodes)
     graph = body[-1].graph
     assert graph is not None
-    inside = {value for node in (*body, *(one for node in body for one in _inner(node))) for value in node.outputs}
+    within = [inner for node in body for inner in nodes_within(node)]
+    inside = {value for node in (*body, *within) for value in node.outputs}
     wanted = [value for value in (found.data, found.scale, found.bias) if value is not None]
-    readers = [inner for node in body for inner in (node, *_inner(node))]
+    readers = [inner for node in body for inner in (node, *nodes_within(node))]
     wanted += [value for node in readers for value in node.inputs if value is not None and value not in inside]
     outside = [value for value in dict.fromkeys(wanted) if not _is_bound(value, body)]
     output = found.output
@@ -246,7 +237,7 @@ def _operators(node: ir.Node) -> frozenset[str]:
 
 def _is_bound(value: ir.Value, body: Sequence[ir.Node]) -> bool:
     """Whether a value is an input or initializer of a subgraph of the nodes themselves."""
-    graphs = {inner.graph for node in body for inner in _inner(node)}
+    graphs = {inner.graph for node in body for inner in nodes_within(node)}
     producer = value.producer()
     return (producer is not None and producer.graph in graphs) or value.graph in graphs
 
@@ -281,8 +272,7 @@ def remove_unread(model: ir.Model, nodes: Collection[ir.Node]) -> list[ir.Node]:
     while free := [node for node in left if not any(one.uses() or one.is_graph_output() for one in node.outputs)]:
         for node in free:
             left.remove(node)
-            assert node.graph is not None
-            node.graph.remove(node, safe=True)
+            remove(node)
             if lifted(node) is not None:
                 forget(model, node)
     return left

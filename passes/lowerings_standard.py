@@ -144,10 +144,13 @@ def _is_per_image(site: NormSite, operand: Operand) -> bool:
     """Whether γ or β is computed as (N, C, 1, …): AdaIN."""
     if operand.parameter is None or operand.parameter.repeats != 1:
         return False
-    own, (images, channels, *spatial) = dims(operand.parameter.value), site.dims
-    if own is None or images is None or operand.parameter.axes != tuple(range(site.rank - len(own), site.rank)):
+    own, axes, (images, channels, *spatial) = dims(operand.parameter.value), operand.parameter.axes, site.dims
+    if own is None or images is None or axes != tuple(sorted(axes)):
         return False
-    return [1] * (site.rank - len(own)) + own == [images, channels, *([1] * len(spatial))]
+    whole: list[Dim] = [1] * site.rank
+    for axis, size in zip(axes, own, strict=True):
+        whole[axis] = size
+    return whole == [images, channels, *([1] * len(spatial))]
 
 
 def _by_image(site: NormSite, epsilon: float, operands: tuple[Operand | None, ...], emitter: Emitter) -> ir.Value:
@@ -158,8 +161,9 @@ def _by_image(site: NormSite, epsilon: float, operands: tuple[Operand | None, ..
     vectors = []
     for operand, neutral in zip(operands, (1.0, 0.0), strict=True):
         if operand is not None and operand.parameter is not None:
-            flat = [channels] if images == 1 else [-1]
-            vectors.append(emitter.op("Reshape", operand.parameter.value, emitter.integers(flat), dims=[count]))
+            value, flat = operand.parameter.value, [channels] if images == 1 else [-1]
+            is_flat = len(operand.parameter.axes) == 1
+            vectors.append(value if is_flat else emitter.op("Reshape", value, emitter.integers(flat), dims=[count]))
         else:
             assert count is not None
             vectors.append(emitter.constant(filled([count], neutral), site.dtype, "weight" if neutral else "bias"))

@@ -18,6 +18,7 @@ from normfuse.passes.inference import infer_shapes
 from normfuse.passes.journal import Journal
 from normfuse.passes.lifted import remove_unread
 from normfuse.passes.moves import MOVES
+from normfuse.passes.removal import RemoveUnusedPass
 from normfuse.passes.rule import Rule
 from normfuse.passes.shapes import reshape_constants, shape_constants
 from normfuse.passes.weights import EXACT, Weights, constant_tensor, is_float, round_to
@@ -189,7 +190,7 @@ class PreparePass(ir.passes.InPlacePass):
             for nodes in _connected(list(_evaluable(graph))):
                 changed |= self._evaluate(model, graph, nodes)
         if changed:
-            common.RemoveUnusedNodesPass()(model)
+            RemoveUnusedPass()(model)
         return changed
 
     def fold_shapes(self, model: ir.Model) -> bool:
@@ -221,7 +222,7 @@ class PreparePass(ir.passes.InPlacePass):
                 self.changes.append(change)
             changed = True
         if changed:
-            common.RemoveUnusedNodesPass()(model)
+            RemoveUnusedPass()(model)
         return changed
 
     def take_branches(self, model: ir.Model) -> bool:

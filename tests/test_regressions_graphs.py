@@ -189,3 +189,83 @@ def test_constants_of_float64_become_attributes_of_float32_only_where_they_fit(a
     assert not result.report.left_out
     assert ("LRN" in [node.op_type for node in result.model.graph.node]) == applies
     assert ("no float32 attributes" in str(reasons_of(result))) != applies
+
+
+def test_what_only_a_branch_has_read_that_is_never_taken_is_gone_at_once() -> None:
+    """In memory, nodes in the subgraphs of a removed If read what they read still."""
+    model = build(
+        "(float16[1,3,4] x) => (float16[1,3,4] y) { n = InstanceNormalization(x, g, b) a = Abs(n) s = ReduceSum(a) "
+        "p = Greater(s, one) unread = If(p) <then_branch = yes () => (float16[1,3,4] o) { o = Neg(a) }, "
+        "else_branch = no () => (float16[1,3,4] u) { u = If(p) <then_branch = deep () => (float16[1,3,4] v) "
+        "{ v = Sin(a) }, else_branch = low () => (float16[1,3,4] w) { w = Cos(a) }> }> y = Mul(n, k) }",
+        dtype=np.float16,
+        g=(3,),
+        b=(3,),
+        one=np.float16(1),
+        k=(3, 1),
+    )
+    result = again(model)
+    assert [node.op_type for node in result.model.graph.node] == ["InstanceNormalization"], reasons_of(result)
+
+
+def test_nodes_that_become_one_at_last_are_looked_at_once_more() -> None:
+    """Two LayerNormalizations share their Reshape when duplicates are merged: what stands behind one folds into it."""
+    normalized = (
+        "m{0} = ReduceMean<axes=[1,2,3]>(x) d{0} = Sub(x, m{0}) q{0} = Mul(d{0}, d{0}) "
+        "v{0} = ReduceMean<axes=[1,2,3]>(q{0}) a{0} = Add(v{0}, e{0}) r{0} = Sqrt(a{0}) n{0} = Div(d{0}, r{0}) "
+    )
+    model = build(
+        f"(float[2,6,1,5] x) => (float[2,6,1,5] y, float[2,6,1,5] z) {{ {normalized.format(1)} {normalized.format(2)} "
+        "s = Add(n2, shift) y = Sin(s) z = Sin(n1) }",
+        opset=14,
+        e1=np.float32(1e-3),
+        e2=np.float32(1e-6),
+        shift=np.float32(0.7),
+    )
+    result = again(model, "cpu", threads=4)
+    kinds = [node.op_type for node in result.model.graph.node]
+    assert kinds.count("Reshape") == 3, kinds
+    assert "Add" not in kinds
+
+
+def test_types_behind_a_layer_norm_are_known_below_the_opset_that_onnx_has_it_from() -> None:
+    """ONNX Runtime has it in every opset; onnx infers nothing of it, and a second run must know as much as the first.
+
+    That the model is one of float64 keeps BLOCKS from a HardSwish; without it, its Div could go further.
+    """
+    model = build(
+        "(double[2,5,8] x) => (double[2,5,3] y) { n = LayerNormalization(x, g, b) i = InstanceNormalization(n, s, t) "
+        "a = Abs(i) p = Add(a, three) c = Clip(p, zero, six) d = Div(c, six) h = Mul(d, a) y = MatMul(h, w) }",
+        opset=11,
+        dtype=np.float64,
+        g=(8,),
+        b=(8,),
+        s=(5,),
+        t=(5,),
+        w=(8, 3),
+        three=np.float64(3),
+        zero=np.float64(0),
+        six=np.float64(6),
+    )
+    result = again(model, "cpu", threads=1)
+    assert "Clip" in [node.op_type for node in result.model.graph.node]
+    second = normfuse.optimize(result.model, "cpu", threads=1, verify=False)
+    assert "dtype of its input is not known" not in reasons_of(second)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_scale_and_bias_of_each_image_keep_their_form(channels: int) -> None:
+    """With one channel, N images of γ and β laid in a row are a vector along the batch: the same form all the same."""
+    shape = f"float[2,{channels},4,4]"
+    model = build(
+        f"({shape} x) => ({shape} y) {{ c = ReduceMean<axes=[2,3]>(x) k = Conv(c, w) h = Conv(c, v) "
+        "m = ReduceMean<axes=[2,3]>(x) d = Sub(x, m) q = Mul(d, d) u = ReduceMean<axes=[2,3]>(q) a = Add(u, e) "
+        "r = Sqrt(a) i = Reciprocal(r) n = Mul(d, i) l = Mul(k, n) y = Add(l, h) }",
+        opset=11,
+        w=(channels, channels, 1, 1),
+        v=(channels, channels, 1, 1),
+        e=np.float32(1e-3),
+    )
+    result = again(model, "cpu", threads=1)
+    written = [one for one in result.report.changes if one.rule == "instance-norm"]
+    assert len(written) == 1, written
