@@ -13,6 +13,7 @@ import onnx_ir as ir
 from normfuse.affine import Affine, Float64
 from normfuse.passes.access import RefusedError, attribute, dims, rank
 from normfuse.passes.deal import Deal, Need, NewWeight, Offer
+from normfuse.passes.norms import need_more_than_rounding
 from normfuse.passes.rule import Rule
 
 
@@ -308,6 +309,7 @@ def gather_takes_after(offer: Offer) -> tuple[Deal, ...]:
 
 def norm_takes_after(offer: Offer) -> tuple[Deal, ...]:
     """s · (γ x̂ + β) + t = (s γ) x̂ + (s β + t), x̂ the standardized input; γ and β along one axis of it."""
+    need_more_than_rounding(offer.node, offer.weights)
     gamma = offer.constant(1)
     if gamma.ndim != 1:
         raise RefusedError("its scale varies along more than one axis")

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from normfuse.affine import Affine
 from normfuse.passes.access import RefusedError, attribute, known_dims, rank
 from normfuse.passes.deal import Deal, Need, Offer
+from normfuse.passes.norms import need_more_than_rounding
 from normfuse.passes.rule import Rule
 from normfuse.passes.sources import Source, read
 from normfuse.passes.weights import Weights, constant_tensor, fits, is_float
@@ -194,6 +195,7 @@ def _dropped(offer: Offer, axes: set[int | None]) -> tuple[Deal, ...]:
         )
     if offer.affine.axis not in axes:
         raise RefusedError("the shift varies over the elements of one mean")
+    need_more_than_rounding(offer.node, offer.weights)
     return (Deal(),)
 
 

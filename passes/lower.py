@@ -11,7 +11,7 @@ from normfuse.passes.lifted import DOMAIN, inline, lifted, remove_unread, take_o
 from normfuse.passes.likeness import Likeness
 from normfuse.passes.lowering import Chooser, Lowering, NormSite, OtherFormError, by_table, grows, site_of
 from normfuse.passes.lowerings import LOWERINGS
-from normfuse.passes.norms import read_norm
+from normfuse.passes.norms import ONLY_ROUNDING, is_only_rounding, read_norm
 from normfuse.passes.weights import Weights
 from normfuse.report import Change, Refusal
 from normfuse.target import Target
@@ -65,6 +65,8 @@ class LowerPass(ir.passes.InPlacePass):
             if norm is None:
                 return
             site = site_of(norm, weights)
+            if is_only_rounding(norm):
+                raise RefusedError(ONLY_ROUNDING)
             site.dtype  # noqa: B018  # raises where it is not known
         except RefusedError as refused:
             self.refusals.append(Refusal("lower", node.name or node.op_type, str(refused)))

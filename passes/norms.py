@@ -89,6 +89,30 @@ class Norm:
         return self.scale is None and self.bias is None
 
 
+ONLY_ROUNDING = "each of its means is of a single element: its result is β and rounding, which is left as it is"
+"""Why what `is_only_rounding` is not rewritten: what x − E[x] rounds to, γ / √ε amplifies."""
+
+
+def is_only_rounding(norm: Norm) -> bool:
+    """Whether x − E[x] is zero whatever x is."""
+    return norm.standardize.centred and norm.standardize.count(norm.dims) == 1
+
+
+def need_more_than_rounding(node: ir.Node, weights: Weights) -> None:
+    """Makes sure that a normalization has more than one element to each mean, as far as that is known.
+
+    Raises:
+        RefusedError: it has one.
+    """
+    try:
+        norm = read_norm(node, weights)
+        alone = norm is not None and is_only_rounding(norm)
+    except RefusedError:
+        return
+    if alone:
+        raise RefusedError(ONLY_ROUNDING)
+
+
 def read_norm(node: ir.Node | None, weights: Weights) -> Norm | None:
     """Reads a node as a normalization; None where it is none.
 
