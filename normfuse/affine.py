@@ -39,12 +39,17 @@ class Affine:
     @classmethod
     def of(cls, axis: int | None, scale: npt.ArrayLike, shift: npt.ArrayLike) -> Self:
         """Makes a map from numbers or vectors, and drops the axis where nothing varies along it."""
-        scale, shift = (np.atleast_1d(np.asarray(one, np.float64)) for one in (scale, shift))
+        scale, shift = _vector(scale), _vector(shift)
         if scale.shape != shift.shape:
-            scale, shift = np.broadcast_arrays(scale, shift)
+            if shift.size == 1 and scale.ndim == 1:  # as `np.broadcast_arrays`, which is slow
+                shift = np.full(scale.size, shift.item())
+            elif scale.size == 1 and shift.ndim == 1:
+                scale = np.full(shift.size, scale.item())
+            else:
+                scale, shift = np.broadcast_arrays(scale, shift)
         if scale.size == 0:
             return cls(None, np.ones(1), np.zeros(1))
-        if axis is None or (np.all(scale == scale[:1]) and np.all(shift == shift[:1])):
+        if axis is None or ((scale == scale[:1]).all() and (shift == shift[:1]).all()):
             return cls(None, scale[:1].copy(), shift[:1].copy())
         return cls(axis, scale.copy(), shift.copy())
 
@@ -77,17 +82,17 @@ class Affine:
     @property
     def keeps_scale(self) -> bool:
         """Whether every scale is one."""
-        return bool(np.all(self.scale == 1.0))
+        return bool((self.scale == 1.0).all())
 
     @property
     def keeps_origin(self) -> bool:
         """Whether every shift is zero."""
-        return bool(np.all(self.shift == 0.0))
+        return bool((self.shift == 0.0).all())
 
     @property
     def is_positive(self) -> bool:
         """Whether every scale is greater than zero, so that order is kept."""
-        return bool(np.all(self.scale > 0.0))
+        return bool((self.scale > 0.0).all())
 
     @property
     def is_finite(self) -> bool:
@@ -97,7 +102,7 @@ class Affine:
     @property
     def is_invertible(self) -> bool:
         """Whether no scale is zero."""
-        return bool(np.all(self.scale != 0.0))
+        return bool((self.scale != 0.0).all())
 
     @property
     def scaling(self) -> "Affine":
@@ -164,3 +169,9 @@ class Affine:
         """The map itself: x (…, C, …) float64 with C at `axis`."""
         scale, shift = self.aligned(x.ndim)
         return scale * x + shift
+
+
+def _vector(one: npt.ArrayLike) -> Float64:
+    """A number or vector as a vector of float64."""
+    array = np.asarray(one, np.float64)
+    return array if array.ndim else array.reshape(1)

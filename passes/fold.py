@@ -23,10 +23,11 @@ from normfuse.affine import Affine
 from normfuse.passes.absorb_affine import is_writable, write
 from normfuse.passes.access import RefusedError, dims, operator, title
 from normfuse.passes.deal import Need
+from normfuse.passes.demand import Demand
 from normfuse.passes.fold_rules import ABSORB, BIAS, CARRY, SOURCES
 from normfuse.passes.journal import Journal
 from normfuse.passes.lifted import DOMAIN
-from normfuse.passes.plan import Plan
+from normfuse.passes.plan import STEPS, Plan
 from normfuse.passes.rule import Rule, by_operator
 from normfuse.passes.runtime_fusions import kept_for_runtime
 from normfuse.passes.sources import Source, read
@@ -101,6 +102,7 @@ class FoldPass(ir.passes.InPlacePass):
         self.refusals = []
         mark_functions(model)
         weights = Weights(model)
+        self._demand = Demand(self._rows, weights, STEPS)
         before = len(self.changes)
         for graph, opset in _graphs(model):
             weights.opset = opset
@@ -151,7 +153,11 @@ class FoldPass(ir.passes.InPlacePass):
                     found = rule.law(node, weights)
                     if found is None or found[1].is_identity:
                         continue
-                    plan.take(Need(node, 0, found[1], "before"))
+                    need = Need(node, 0, found[1], "before")
+                    self._demand.forget()
+                    if self._demand.is_hopeless(need):
+                        continue
+                    plan.take(need)
                 except RefusedError:
                     continue
                 if plan.takers and not (plan.changes or plan.rewrites or plan.added):
@@ -190,14 +196,19 @@ class FoldPass(ir.passes.InPlacePass):
     def _fold_site(self, site: Site, weights: Weights) -> str | None:
         """Folds a site; returns None when it did, the reason when it could not."""
         affine, count = site.affine, len(site.sources)
-        reasons: list[str] = []
+        reasons: list[str | Need] = []  # a need stands for why nobody takes it
         if affine.is_identity:
             if not _is_replaceable(site):
                 return ""
             obstacle = self._commit(site, Plan(self._rows, weights), None)
             return obstacle or None
+        self._demand.forget()
         halves = not affine.keeps_scale and not affine.keeps_origin
         for needs, rest in _strategies(site):
+            if any(self._demand.is_hopeless(need) for need in needs):
+                if len(needs) == 1 and rest is None:
+                    reasons.append(needs[0])
+                continue
             plan = Plan(self._rows, weights, touched=list(site.nodes))
             try:
                 for need in needs:
@@ -227,7 +238,16 @@ class FoldPass(ir.passes.InPlacePass):
         reasons.extend([unmerged] if unmerged else [])
         if count == 1 and _is_bias_of_product(site):
             return ""
-        return "; ".join(dict.fromkeys(reasons))
+        texts = (self._refusal(site, one, weights) if isinstance(one, Need) else one for one in reasons)
+        return "; ".join(dict.fromkeys(texts))
+
+    def _refusal(self, site: Site, need: Need, weights: Weights) -> str:
+        """Why nobody takes a map for which there is no hope."""
+        try:
+            Plan(self._rows, weights, touched=list(site.nodes)).take(need)
+        except RefusedError as refused:
+            return str(refused)
+        return "nobody takes it"
 
     def _merge(self, site: Site, weights: Weights) -> str | None:
         """Writes a chain as one node where one can hold it; returns None when it did, else what forbids it."""

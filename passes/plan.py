@@ -15,7 +15,7 @@ from normfuse.passes.deal import Deal, Need, NewWeight, Offer
 from normfuse.passes.rule import Rows, Rule, Side
 from normfuse.passes.weights import CLONE_BYTES, Weights, constant_tensor, fits
 
-_STEPS = 64
+STEPS = 64
 """Nodes that are asked for one plan at most: a map that is taken is taken within a dozen, and in a stream of residual
 blocks thousands would have to agree."""
 
@@ -121,7 +121,7 @@ class Plan:
     def _ask(self, node: ir.Node, index: int, affine: Affine, side: Side) -> None:
         """Asks the rules one after another; the first deal that can be kept is planned."""
         self._steps += 1
-        if self._steps > _STEPS:
+        if self._steps > STEPS:
             raise RefusedError("too many nodes would have to agree")
         if node in self.touched:
             raise RefusedError(f"{title(node)} would be changed twice")
