@@ -1,4 +1,4 @@
-"""Models of any number of nodes, to see how the time of an optimizer grows: `mixed`, `chain` and `fan-out`.
+"""Models of any number of nodes, to see how the time of an optimizer grows: `FAMILIES`.
 
 All hold what rules look at: convolutions with norms behind, norms and activations spelled out, affine maps.
 """
@@ -76,6 +76,33 @@ def chain(nodes: int) -> ir.Model:
     return writer.model(writer.conv(x))
 
 
+def shifts(nodes: int) -> ir.Model:
+    """One chain of Relu, Mul and Add: each scale could pass back through all of the sums, and nothing there takes it."""
+    writer = Growing()
+    x = writer.x
+    for _ in range(max(1, nodes // 3)):
+        x = writer.affine(writer.op("Relu", x), CHANNELS, 1, 1)
+    return writer.model(x)
+
+
+def transformer(nodes: int) -> ir.Model:
+    """Blocks of 31 nodes: two LayerNorms, three linear layers with GELU behind one, two residual sums."""
+    writer = Growing()
+
+    def linear(x: ir.Value) -> ir.Value:
+        return writer.op("Add", writer.op("MatMul", x, writer.weight(SIDE, SIDE)), writer.weight(SIDE))
+
+    x = writer.x
+    for _ in range(max(1, nodes // 31)):
+        x = writer.op("Add", linear(writer.layer_norm(x)), x)
+        inner = linear(writer.layer_norm(x))
+        error = writer.op("Erf", writer.op("Div", inner, writer.constant(2**0.5)))
+        gate = writer.op("Add", error, writer.constant(1.0))
+        inner = writer.op("Mul", writer.op("Mul", inner, gate), writer.constant(0.5))
+        x = writer.op("Add", linear(inner), x)
+    return writer.model(x)
+
+
 def fan_out(nodes: int) -> ir.Model:
     """One normalized value that all branches of four nodes read, added up at the end."""
     writer = Growing()
@@ -84,5 +111,11 @@ def fan_out(nodes: int) -> ir.Model:
     return writer.model(writer.op("Sum", *branches))
 
 
-FAMILIES: dict[str, Callable[[int], ir.Model]] = {"mixed": mixed, "chain": chain, "fan-out": fan_out}
+FAMILIES: dict[str, Callable[[int], ir.Model]] = {
+    "mixed": mixed,
+    "chain": chain,
+    "shifts": shifts,
+    "transformer": transformer,
+    "fan-out": fan_out,
+}
 """Each makes a model of about as many nodes as it is asked for."""
