@@ -77,7 +77,7 @@ def chain(nodes: int) -> ir.Model:
 
 
 def shifts(nodes: int) -> ir.Model:
-    """One chain of Relu, Mul and Add: each scale could pass back through all of the sums, and nothing there takes it."""
+    """One chain of Relu, Mul and Add: each scale could pass back through all sums, and none takes it."""
     writer = Growing()
     x = writer.x
     for _ in range(max(1, nodes // 3)):
