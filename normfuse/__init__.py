@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from normfuse.calibration import calibrate as calibrate
     from normfuse.errors import ModelError as ModelError
     from normfuse.errors import NormfuseError as NormfuseError
     from normfuse.inspection import inspect as inspect
@@ -27,6 +28,7 @@ _HOME = {
     "Report": "report",
     "Result": "pipeline",
     "Target": "target",
+    "calibrate": "calibration",
     "inspect": "inspection",
     "optimize": "pipeline",
     "save": "model",
@@ -40,6 +42,7 @@ __all__ = [
     "Report",
     "Result",
     "Target",
+    "calibrate",
     "inspect",
     "optimize",
     "save",

@@ -1,0 +1,162 @@
+"""Batches of inputs to calibrate with, whatever they come as: `Batches`, which can be read again for each pass.
+
+| given | a batch is |
+|---|---|
+| a `.npz` file | its arrays, under the names of the inputs |
+| a `.npy` file | the array; for models with one input |
+| a `.safetensors` file | its tensors, under the names of the inputs |
+| a folder | as many batches as it has such files, in the order of their names |
+| a URL such as `s3://bucket/folder` | the same, where fsspec is installed |
+| several of these | those of the first, then those of the second, … |
+| a `CalibrationDataReader` of ONNX Runtime | what its `get_next` gives, until that is None |
+| any other iterable | a mapping of arrays by input name; the array alone for models with one input |
+
+Everything is checked against the inputs of the model: files by their headers before any work begins, the rest as it
+comes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from normfuse.errors import NormfuseError
+from normfuse.ports import inputs_of
+from normfuse.runtime import Array
+
+Batch = dict[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What is known of an array without its numbers.
+
+    Attributes:
+        dtype: of its elements.
+        shape: its sizes.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+class Signature:
+    """The inputs of a model, and what may be fed to them."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.inputs = inputs_of(model)
+        self.names = [str(value.name) for value in self.inputs]
+
+    def named(self, batch: Any, what: str) -> Mapping[str, Any]:
+        """A batch as a mapping.
+
+        Raises:
+            NormfuseError: it is none.
+        """
+        if isinstance(batch, Mapping):
+            return batch
+        if hasattr(batch, "__array__") and len(self.names) == 1:
+            return {self.names[0]: batch}
+        wanted = f"give a mapping of arrays by input name: {', '.join(self.names)}"
+        raise NormfuseError(f"{what} is a {type(batch).__name__}; {wanted}")
+
+    def check(self, headers: Mapping[str, Header], what: str) -> None:
+        """Checks that arrays can be fed to the model.
+
+        Raises:
+            NormfuseError: one is missing, or has a dtype or a shape that the model does not take.
+        """
+        sizes: dict[str, tuple[int, str]] = {}
+        for value, name in zip(self.inputs, self.names, strict=True):
+            if name not in headers:
+                raise NormfuseError(f"{what} has no array for input {name!r}, only {', '.join(headers) or 'none'}")
+            header = headers[name]
+            if value.dtype is not None and not _casts(header.dtype, value.dtype):
+                raise NormfuseError(
+                    f"{what}: input {name!r} is {str(value.dtype).lower()}, the array {header.dtype}; convert it first"
+                )
+            if 0 in header.shape:
+                raise NormfuseError(f"{what}: the array for input {name!r} of shape {list(header.shape)} is empty")
+            if value.shape is None:
+                continue
+            if len(value.shape) != len(header.shape):
+                raise NormfuseError(
+                    f"{what}: input {name!r} has {len(value.shape)} dimensions, the array {len(header.shape)} "
+                    f"(shape {list(header.shape)})"
+                )
+            for axis, (dim, size) in enumerate(zip(value.shape, header.shape, strict=True)):
+                if isinstance(dim, int):
+                    if dim > 0 and dim != size:
+                        hint = "; export the model with a dynamic batch, or split the data" if axis == 0 else ""
+                        raise NormfuseError(
+                            f"{what}: axis {axis} of input {name!r} has size {dim}, that of the array {size}{hint}"
+                        )
+                elif dim.value and dim.value not in ("?", "-1"):
+                    other, first = sizes.setdefault(dim.value, (size, name))
+                    if other != size:
+                        raise NormfuseError(
+                            f"{what}: dimension {dim.value!r} is {other} in input {first!r}, {size} in {name!r}"
+                        )
+
+    def fed(self, batch: Any, what: str) -> Batch:
+        """A batch as arrays of the dtypes that the model takes, checked.
+
+        Raises:
+            NormfuseError: the model does not take it.
+        """
+        arrays = {str(name): np.asarray(array) for name, array in self.named(batch, what).items()}
+        self.check({name: Header(array.dtype, array.shape) for name, array in arrays.items()}, what)
+        return {
+            name: arrays[name] if value.dtype is None else arrays[name].astype(value.dtype.numpy(), copy=False)
+            for value, name in zip(self.inputs, self.names, strict=True)
+        }
+
+
+def _casts(given: np.dtype[Any], wanted: ir.DataType) -> bool:
+    """Whether an array goes into an input: floats are rounded, integers must fit; no kind becomes another."""
+    if wanted == ir.DataType.STRING:
+        return given.kind in "OSU"
+    target = wanted.numpy()
+    if given == target:
+        return True
+    if given.kind == "f" and wanted.is_floating_point():
+        return True
+    return given.kind in "iu" and target.kind in "iu" and np.can_cast(given, target, "safe")
+
+
+class Batches:
+    """Batches that can be read again."""
+
+    count: int | None
+    """How many there are, where that is known."""
+
+    def read(self) -> Iterator[Batch]:
+        """All batches, checked, in their order."""
+        raise NotImplementedError
+
+
+class Iterated(Batches):
+    """Batches of an iterable."""
+
+    def __init__(self, source: Iterable[Any], signature: Signature) -> None:
+        self._source, self._signature = source, signature
+        try:
+            self.count = len(source)  # type: ignore[arg-type]  # tried
+        except (TypeError, NotImplementedError):
+            self.count = None
+
+    def read(self) -> Iterator[Batch]:
+        """All batches, checked, in their order."""
+        for index, batch in enumerate(self._source):
+            yield self._signature.fed(batch, f"batch {index}")
+
+
+def batches_of(source: Any, model: ir.Model) -> Batches:
+    """Batches for a model.
+
+    Raises:
+        NormfuseError: they cannot be read, or the model does not take them.
+    """
+    return Iterated(source, Signature(model))

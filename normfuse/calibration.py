@@ -1,0 +1,305 @@
+"""Estimates BatchNormalization's population statistics anew from data: `calibrate`.
+
+A layer must be measured as it will be fed, behind layers that are right already. So there is one pass over the data
+for each depth level, with all levels before it corrected: the flow `levels`. With the flow `batch` one pass measures
+all layers at once, each behind layers that normalize by the statistics of the batch at hand, as in training and in
+torch.optim.swa_utils.update_bn. What a layer reads then is not what it will read: the batch's statistics scatter around
+those of the population, the more the smaller the batches are.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from normfuse.batches import Batch, Batches, batches_of
+from normfuse.errors import NormfuseError
+from normfuse.measuring import FLOWS, Flow, Measurer
+from normfuse.model import Source, load, restore_kind
+from normfuse.pipeline import Result
+from normfuse.population import ESTIMATORS, Estimator, Statistics, Sums
+from normfuse.report import Change, Counts, Report
+from normfuse.runtime import session
+from normfuse.schema import SCHEMA_VERSION
+from normfuse.stored import RULE, Stored, find, statistics_of, write
+from normfuse.superaccumulator import Float64
+
+COMPARED = 3
+"""Batches on which the outputs before and after are compared."""
+
+Say = Callable[[str, float, float | None], None]
+"""Called with what is being done, how much of it is done, and how much there is, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What became of one BatchNormalization.
+
+    Attributes:
+        name: of the node.
+        level: its depth level.
+        epsilon: ε.
+        old: the statistics that it had.
+        new: those that it has.
+    """
+
+    name: str
+    level: int
+    epsilon: float
+    old: Statistics
+    new: Statistics
+
+    @property
+    def drift(self) -> Float64:
+        """|E[x] − E[x]_old| / √(Var[x] + ε) for each channel."""
+        return np.abs(self.new.mean - self.old.mean) / np.sqrt(self.new.variance + self.epsilon)
+
+    @property
+    def growth(self) -> Float64:
+        """(Var[x] + ε) / (Var[x]_old + ε) for each channel."""
+        with np.errstate(all="ignore"):
+            return np.asarray((self.new.variance + self.epsilon) / (self.old.variance + self.epsilon))
+
+    @property
+    def constant_channels(self) -> int:
+        """Channels that are the same everywhere in the data: they are scaled by γ/√ε, or overflow where ε is 0."""
+        return int(np.sum(self.new.variance == 0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layer as JSON-ready values."""
+        return {
+            "name": self.name,
+            "level": self.level,
+            "channels": len(self.new.mean),
+            "constant_channels": self.constant_channels,
+            "drift": [_finite(one) for one in spread(self.drift)],
+            "growth": [_finite(one) for one in spread(self.growth)],
+            "old": _statistics(self.old),
+            "new": _statistics(self.new),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How far an output has moved.
+
+    Attributes:
+        name: the output.
+        relative: ‖after − before‖₂ / ‖before‖₂; for integers the share of elements that differ.
+        largest: max |after − before|.
+    """
+
+    name: str
+    relative: float
+    largest: float
+
+
+@dataclass(slots=True)
+class Calibration(Report):
+    """What `normfuse.calibrate` did.
+
+    Attributes:
+        estimator: `mean` or `pooled`.
+        flow: `levels` or `batch`.
+        passes: passes over the data.
+        batches: in one pass.
+        layers: those that have new statistics.
+        outputs: how far each output has moved, on the first batches.
+        notes: what else the user should know.
+    """
+
+    estimator: Estimator = "mean"
+    flow: Flow = "levels"
+    passes: int = 0
+    batches: int = 0
+    layers: list[Layer] = field(default_factory=list)
+    outputs: list[Moved] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "estimator": self.estimator,
+            "flow": self.flow,
+            "passes": self.passes,
+            "batches": self.batches,
+            "layers": [layer.to_dict() for layer in self.layers],
+            "refusals": [{"rule": one.rule, "node": one.node, "reason": one.reason} for one in self.refusals],
+            "outputs": [
+                {"name": one.name, "relative": _finite(one.relative), "largest": _finite(one.largest)}
+                for one in self.outputs
+            ],
+            "notes": self.notes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated(Result):
+    """What `calibrate` returns.
+
+    Attributes:
+        model: the model with its new statistics, of the kind that was given.
+        report: old and new statistics, and how far the outputs have moved.
+    """
+
+    report: Calibration
+
+
+def calibrate(
+    source: Source,
+    batches: Iterable[Mapping[str, Any]] | Any,
+    *,
+    estimator: Estimator = "mean",
+    flow: Flow = "levels",
+    threads: int | None = None,
+    progress: Say | None = None,
+) -> Calibrated:
+    """Estimates the population statistics of all BatchNormalizations of a model anew.
+
+    Args:
+        source: a path, bytes, an `onnx.ModelProto`, an `onnx_ir.Model` or `torch.onnx.ONNXProgram`; it is not changed.
+        batches: arrays by input name, batch by batch, such as a list of them; or what else `normfuse.batches` reads.
+        estimator: `mean` over batches, E[x] = E_B[μ_B] and Var[x] = m/(m − 1) · E_B[σ²_B]; or `pooled`, the mean and
+            the unbiased variance M2/(n − 1) of all elements together, whatever the sizes of the batches.
+        flow: `levels`, one pass per depth level, each behind levels that are right already; or `batch`, one pass in
+            which every layer normalizes by the statistics of the batch, as in training.
+        threads: intra-op threads; all processors where None.
+        progress: called with what is being done, how much of it is done, and how much there is.
+
+    Returns:
+        the model and the report.
+
+    Raises:
+        ModelError: the model cannot be read or is not valid.
+        NormfuseError: it has no statistics to estimate, or the batches do not fit it.
+        TargetError: ONNX Runtime is missing, or cannot run the model.
+    """
+    original = load(source)
+    report, calibrated = calibrated_of(original, batches_of(batches, original), estimator, flow, threads, progress)
+    return Calibrated(restore_kind(calibrated, source), report)
+
+
+def calibrated_of(
+    model: ir.Model,
+    batches: Batches,
+    estimator: Estimator = "mean",
+    flow: Flow = "levels",
+    threads: int | None = None,
+    progress: Say | None = None,
+) -> tuple[Calibration, ir.Model]:
+    """The report and a copy with new statistics of a model that `normfuse.model.load` returned; for the rest see there."""
+    say = progress or (lambda doing, done, total: None)
+    plan, refusals = planned(model, estimator, flow)
+    known: dict[Stored, Statistics] = {}
+    count = 0
+    for number, level in enumerate(plan, 1):
+        measurer = Measurer(model, level, known, flow, _least(estimator, flow), threads)
+        sums = {stored: Sums(estimator, stored.channels) for stored in level}
+        count = 0
+        for batch in batches.read():
+            for stored, moments in measurer.measure(batch).items():
+                sums[stored].add(moments)
+            count += 1
+            say(f"pass {number} of {len(plan)}", count, batches.count)
+        if not count:
+            raise NormfuseError("there are no batches; give at least one")
+        known |= {stored: one.statistics() for stored, one in sums.items()}
+    result = model.clone()
+    write(result, known)
+    report = Calibration(Counts.of(model), Counts.of(result), refusals=refusals)
+    report.estimator, report.flow, report.passes, report.batches = estimator, flow, len(plan), count
+    for stored, new in known.items():
+        layer = Layer(stored.name, stored.level, stored.epsilon, statistics_of(model, stored), new)
+        report.layers.append(layer)
+        report.changes.append(Change(RULE, (stored.name,), (), _detail(layer)))
+    report.outputs = moved(model, result, islice(batches.read(), COMPARED), threads)
+    return report, result
+
+
+def planned(model: ir.Model, estimator: str, flow: str) -> tuple[list[list[Stored]], list[Any]]:
+    """Which BatchNormalizations are measured in which pass, and who is not measured.
+
+    Raises:
+        NormfuseError: there is none to measure, or an option is not known.
+    """
+    for what, chosen, choices in (("estimator", estimator, ESTIMATORS), ("flow", flow, FLOWS)):
+        if chosen not in choices:
+            raise NormfuseError(f"there is no {what} {chosen!r}; choose one of {', '.join(choices)}")
+    found, refusals = find(model)
+    if not found and refusals:
+        raise NormfuseError(
+            f"no BatchNormalization can be calibrated: {refusals[0].node!r}: {refusals[0].reason}"
+            + (f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else "")
+        )
+    if not found:
+        raise NormfuseError(
+            "the model has no BatchNormalization: what is folded into weights cannot be estimated anew; export it with "
+            "its BatchNormalizations kept, calibrate that, then optimize it"
+        )
+    if flow == "batch":
+        return [found], refusals
+    levels = sorted({stored.level for stored in found})
+    return [[stored for stored in found if stored.level == level] for level in levels], refusals
+
+
+def _least(estimator: Estimator, flow: Flow) -> int:
+    """Elements per channel that each batch must have: one has no variance of its own."""
+    return 1 if estimator == "pooled" and flow == "levels" else 2
+
+
+def moved(before: ir.Model, after: ir.Model, batches: Iterable[Batch], threads: int | None = None) -> list[Moved]:
+    """How far the outputs of a model move, on some batches together.
+
+    Raises:
+        TargetError: ONNX Runtime cannot run one of the models.
+    """
+    sessions = [session(model, "disabled", threads=threads, name="the model") for model in (before, after)]
+    off: dict[str, float] = {}
+    size: dict[str, float] = {}
+    largest: dict[str, float] = {}
+    exact: set[str] = set()
+    for batch in batches:
+        old, new = (one.run({name: batch[name] for name in one.inputs}) for one in sessions)
+        for name, array in old.items():
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.shape != new[name].shape:
+                continue
+            was, now = array.astype(np.float64), new[name].astype(np.float64)
+            counted = array.dtype.kind != "f"
+            exact.update([name] if counted else [])
+            with np.errstate(all="ignore"):
+                distance = np.abs(now - was)
+                off[name] = off.get(name, 0.0) + float(np.sum(distance > 0 if counted else distance**2))
+                size[name] = size.get(name, 0.0) + float(was.size if counted else np.sum(was**2))
+                largest[name] = float(np.max(distance, initial=largest.get(name, 0.0)))
+    return [
+        Moved(name, share if name in exact else math.sqrt(share), largest[name])
+        for name in off
+        for share in [off[name] / size[name] if size[name] else (math.inf if off[name] else 0.0)]
+    ]
+
+
+def _detail(layer: Layer) -> str:
+    """What became of a layer, in one line."""
+    drift, growth = spread(layer.drift), spread(layer.growth)
+    return f"mean moved by up to {drift[2]:.2g} σ, variance by factors of {growth[0]:.2g} to {growth[2]:.2g}"
+
+
+def spread(vector: Float64) -> tuple[float, float, float]:
+    """The smallest, the median and the largest number of a vector."""
+    return float(np.min(vector)), float(np.median(vector)), float(np.max(vector))
+
+
+def _statistics(statistics: Statistics) -> dict[str, list[float | None]]:
+    return {
+        "mean": [_finite(one) for one in statistics.mean.tolist()],
+        "variance": [_finite(one) for one in statistics.variance.tolist()],
+    }
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
