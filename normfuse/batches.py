@@ -9,12 +9,17 @@
 | a URL such as `s3://bucket/folder` | the same, where fsspec is installed |
 | several of these | those of the first, then those of the second, … |
 | a `CalibrationDataReader` of ONNX Runtime | what its `get_next` gives, until that is None |
-| any other iterable | a mapping of arrays by input name; the array alone for models with one input |
+| any other iterable | a mapping of arrays by input name; for models with one input the array alone will do, or a list \
+that begins with it, as a torch DataLoader gives |
 
 Everything is checked against the inputs of the model: files by their headers before any work begins, the rest as it
 comes.
 """
 
+import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,8 +62,10 @@ class Signature:
         """
         if isinstance(batch, Mapping):
             return batch
-        if hasattr(batch, "__array__") and len(self.names) == 1:
-            return {self.names[0]: batch}
+        if len(self.names) == 1:
+            first = batch[0] if isinstance(batch, list | tuple) and batch else batch
+            if hasattr(first, "__array__"):
+                return {self.names[0]: first}
         wanted = f"give a mapping of arrays by input name: {', '.join(self.names)}"
         raise NormfuseError(f"{what} is a {type(batch).__name__}; {wanted}")
 
@@ -126,19 +133,42 @@ def _casts(given: np.dtype[Any], wanted: ir.DataType) -> bool:
     return given.kind in "iu" and target.kind in "iu" and np.can_cast(given, target, "safe")
 
 
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Every `count`-th batch, from batch `index` on; the first has index 0."""
+
+    index: int = 0
+    count: int = 1
+
+
+WHOLE = Shard()
+"""All batches."""
+
+
 class Batches:
-    """Batches that can be read again."""
+    """Batches that can be read again.
 
-    count: int | None
-    """How many there are, where that is known."""
+    Attributes:
+        count: how many there are, where that is known.
+    """
 
-    def read(self) -> Iterator[Batch]:
-        """All batches, checked, in their order."""
+    count: int | None = None
+
+    def read(self, shard: Shard = WHOLE) -> Iterator[Batch]:
+        """The batches of a shard in their order, checked.
+
+        Raises:
+            NormfuseError: one cannot be read, or the model does not take it.
+        """
         raise NotImplementedError
+
+    def share(self, shard: Shard) -> int | None:
+        """How many batches a shard has, where that is known."""
+        return None if self.count is None else len(range(shard.index, self.count, shard.count))
 
 
 class Iterated(Batches):
-    """Batches of an iterable."""
+    """Batches of an iterable that begins anew each time."""
 
     def __init__(self, source: Iterable[Any], signature: Signature) -> None:
         self._source, self._signature = source, signature
@@ -147,10 +177,63 @@ class Iterated(Batches):
         except (TypeError, NotImplementedError):
             self.count = None
 
-    def read(self) -> Iterator[Batch]:
-        """All batches, checked, in their order."""
+    def read(self, shard: Shard = WHOLE) -> Iterator[Batch]:
+        """As for `Batches`."""
         for index, batch in enumerate(self._source):
-            yield self._signature.fed(batch, f"batch {index}")
+            if index % shard.count == shard.index:
+                yield self._signature.fed(batch, f"batch {index}")
+
+
+class Spooled(Batches):
+    """Batches that come only once: they are written to a temporary folder, and read from there the next time.
+
+    TMPDIR says where it is made. It is removed with this object.
+    """
+
+    def __init__(self, source: Iterator[Any], signature: Signature) -> None:
+        self._source, self._signature = source, signature
+        self._folder = tempfile.mkdtemp(prefix="normfuse-")
+        weakref.finalize(self, shutil.rmtree, self._folder, True)
+        self._spooled = 0
+
+    def read(self, shard: Shard = WHOLE) -> Iterator[Batch]:
+        """As for `Batches`."""
+        index = 0
+        while True:
+            path = os.path.join(self._folder, f"{index}.npz")
+            if index < self._spooled:
+                with np.load(path, allow_pickle=False) as archive:
+                    batch = {name: archive[f"array_{place}"] for place, name in enumerate(self._signature.names)}
+            else:
+                given = next(self._source, _END)
+                if given is _END:
+                    self.count = index
+                    return
+                batch = self._signature.fed(given, f"batch {index}")
+                # by place, as not every name of an input is one of a file
+                named = {f"array_{place}": batch[name] for place, name in enumerate(self._signature.names)}
+                np.savez(path, allow_pickle=False, **named)
+                self._spooled = index + 1
+            if index % shard.count == shard.index:
+                yield batch
+            index += 1
+
+
+class Rewound(Batches):
+    """Batches of a `CalibrationDataReader` that can be rewound."""
+
+    def __init__(self, reader: Any, signature: Signature) -> None:
+        self._reader, self._signature = reader, signature
+        self._used = False
+
+    def read(self, shard: Shard = WHOLE) -> Iterator[Batch]:
+        """As for `Batches`."""
+        if self._used:
+            self._reader.rewind()
+        self._used = True
+        for index, batch in enumerate(iter(self._reader.get_next, None)):
+            if index % shard.count == shard.index:
+                yield self._signature.fed(batch, f"batch {index}")
 
 
 def batches_of(source: Any, model: ir.Model) -> Batches:
@@ -159,4 +242,27 @@ def batches_of(source: Any, model: ir.Model) -> Batches:
     Raises:
         NormfuseError: they cannot be read, or the model does not take them.
     """
-    return Iterated(source, Signature(model))
+    signature = Signature(model)
+    if isinstance(source, str | os.PathLike):
+        source = [source]
+    if isinstance(source, Mapping) or hasattr(source, "__array__"):
+        return Iterated([source], signature)
+    if isinstance(source, list | tuple) and source and all(isinstance(one, str | os.PathLike) for one in source):
+        from normfuse.batch_files import Files
+
+        return Files([os.fspath(one) for one in source], signature)
+    if callable(getattr(source, "get_next", None)):
+        if callable(getattr(source, "rewind", None)):
+            return Rewound(source, signature)
+        return Spooled(iter(source.get_next, None), signature)
+    try:
+        iterator = iter(source)
+    except TypeError:
+        raise NormfuseError(
+            f"a {type(source).__name__} holds no batches; give an iterable of mappings from input names to arrays, "
+            "or paths of .npz files"
+        ) from None
+    return Spooled(iterator, signature) if iterator is source else Iterated(source, signature)
+
+
+_END = object()

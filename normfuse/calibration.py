@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from normfuse.batches import Batch, Batches, batches_of
 from normfuse.errors import NormfuseError
-from normfuse.measuring import FLOWS, Flow, Measurer
+from normfuse.measuring import FLOWS, Flow, Measurer, lone
 from normfuse.model import Source, load, restore_kind
 from normfuse.pipeline import Result
 from normfuse.population import ESTIMATORS, Estimator, Statistics, Sums
@@ -192,12 +192,12 @@ def calibrated_of(
     threads: int | None = None,
     progress: Say | None = None,
 ) -> tuple[Calibration, ir.Model]:
-    """The report and a copy with new statistics of a model that `normfuse.model.load` returned; for the rest see there."""
+    """The report, and a copy with new statistics, for a model that `normfuse.model.load` returned; see `calibrate`."""
     say = progress or (lambda doing, done, total: None)
     plan, refusals = planned(model, estimator, flow)
     known: dict[Stored, Statistics] = {}
-    count = 0
-    for number, level in enumerate(plan, 1):
+    count, total = 0, None if batches.count is None else batches.count * len(plan)
+    for number, level in enumerate(plan):
         measurer = Measurer(model, level, known, flow, _least(estimator, flow), threads)
         sums = {stored: Sums(estimator, stored.channels) for stored in level}
         count = 0
@@ -205,10 +205,14 @@ def calibrated_of(
             for stored, moments in measurer.measure(batch).items():
                 sums[stored].add(moments)
             count += 1
-            say(f"pass {number} of {len(plan)}", count, batches.count)
+            total = total or (None if batches.count is None else batches.count * len(plan))
+            say(f"pass {number + 1} of {len(plan)}", (batches.count or 0) * number + count, total)
         if not count:
             raise NormfuseError("there are no batches; give at least one")
-        known |= {stored: one.statistics() for stored, one in sums.items()}
+        for stored, one in sums.items():
+            if one.count < 2:
+                raise lone(stored)
+            known[stored] = one.statistics()
     result = model.clone()
     write(result, known)
     report = Calibration(Counts.of(model), Counts.of(result), refusals=refusals)
@@ -217,6 +221,9 @@ def calibrated_of(
         layer = Layer(stored.name, stored.level, stored.epsilon, statistics_of(model, stored), new)
         report.layers.append(layer)
         report.changes.append(Change(RULE, (stored.name,), (), _detail(layer)))
+        if still := layer.constant_channels:
+            which = f"{still} channel{'s' if still > 1 else ''} of {stored.name!r} {'are' if still > 1 else 'is'}"
+            report.notes.append(f"{which} constant in the data: whatever differs from that is enlarged by γ/√ε")
     report.outputs = moved(model, result, islice(batches.read(), COMPARED), threads)
     return report, result
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from normfuse import __version__
+from normfuse.cli_calibrate import calibrate
 from normfuse.cli_cases import ANNOTATIONS, JUNIT, told
 from normfuse.cli_reduce import reduce
 from normfuse.errors import NormfuseError
@@ -443,4 +444,5 @@ def _rule_fields(rule: "Rule") -> dict[str, Any]:
     }
 
 
+main.add_command(calibrate)
 main.add_command(reduce)

@@ -99,12 +99,17 @@ class Measurer:
                     "or in the statistics of the layers before it"
                 )
             if moments.count < self._least:
-                raise NormfuseError(
-                    f"BatchNormalization {stored.name!r} reads one element per channel, which has no variance; "
-                    "give larger batches, or take the estimator `pooled` on levels"
-                )
+                raise lone(stored)
             found[stored] = moments
         return found
+
+
+def lone(stored: Stored) -> NormfuseError:
+    """What is said of a batch, or of all of them, with one element per channel."""
+    return NormfuseError(
+        f"BatchNormalization {stored.name!r} reads one element per channel, which has no variance; give larger "
+        "batches, or several to the estimator `pooled` on levels"
+    )
 
 
 _DOUBLE = ir.DataType.DOUBLE

@@ -115,14 +115,22 @@ class Sums:
         self.count += other.count
 
     def statistics(self) -> Statistics:
-        """What the estimator makes of the batches; there is at least one, with two elements per channel."""
+        """What the estimator makes of the batches.
+
+        Raises:
+            ValueError: there is no batch, or all of them together have one element per channel.
+        """
+        if self.count < 2:
+            raise ValueError("less than two elements per channel have no variance")
         first, second = self.first.exact(), self.second.exact()
         if self.estimator == "mean":
             return Statistics(_rounded([s / self.batches for s in first]), _rounded([s / self.batches for s in second]))
         n = self.count
         m2 = [squares - total * total / n for total, squares in zip(first, second, strict=True)]
         # μ_B and M2_B were rounded before they were added, which may leave a tiny negative rest
-        return Statistics(_rounded([total / n for total in first]), _rounded([max(x, Fraction(0)) / (n - 1) for x in m2]))
+        return Statistics(
+            _rounded([total / n for total in first]), _rounded([max(x, Fraction(0)) / (n - 1) for x in m2])
+        )
 
 
 def _product(a: Float64, b: Float64) -> tuple[Float64, Float64]:

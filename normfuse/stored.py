@@ -9,7 +9,7 @@ The depth level of one is 1 + the highest level of those that its input depends 
 level, so a whole level can be measured at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,9 +52,7 @@ def find(model: ir.Model) -> tuple[list[Stored], list[Refusal]]:
     """The BatchNormalizations of a model that can be estimated anew, and the others with the reason why not."""
     found: list[Stored] = []
     refusals = [
-        Refusal(RULE, _name(node), reason)
-        for node, reason in _inner(model)
-        if operator(node) == "BatchNormalization"
+        Refusal(RULE, _name(node), reason) for node, reason in _inner(model) if operator(node) == "BatchNormalization"
     ]
     levels: dict[ir.Value, int] = {
         value: 0 for value in model.graph.inputs if value.name not in model.graph.initializers
@@ -81,7 +79,7 @@ def statistics_of(model: ir.Model, stored: Stored) -> Statistics:
     return Statistics(*(_float64(constant_of(node, index)) for index in (_MEAN, _VARIANCE)))
 
 
-def write(model: ir.Model, new: dict[Stored, Statistics]) -> None:
+def write(model: ir.Model, new: Mapping[Stored, Statistics]) -> None:
     """Writes statistics into a model, in place, each rounded once to the dtype that it is stored in.
 
     A constant that others read stays as it is for them, one that nobody reads any more is removed; a node that is
@@ -111,7 +109,13 @@ def constant_of(node: ir.Node, index: int) -> ir.TensorProtocol:
     return tensor
 
 
-def _put(model: ir.Model, node: ir.Node, index: int, array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]", weights: Weights) -> None:
+def _put(
+    model: ir.Model,
+    node: ir.Node,
+    index: int,
+    array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]",
+    weights: Weights,
+) -> None:
     value = node.inputs[index]
     assert value is not None
     tensor = ir.Tensor(array, dtype=constant_of(node, index).dtype, name=value.name)
@@ -203,5 +207,7 @@ def _shared(node: ir.Node) -> str:
             if operator(other) != "BatchNormalization" or use.idx not in (_MEAN, _VARIANCE):
                 return f"its statistics {value.name!r} are read by {other.op_type} {_name(other)!r} too"
             if list(other.inputs[1:]) == list(node.inputs[1:]):
-                return f"it is one layer with {_name(other)!r}, which has other inputs; export each use as its own layer"
+                return (
+                    f"it is one layer with {_name(other)!r}, which has other inputs; export each use as its own layer"
+                )
     return ""

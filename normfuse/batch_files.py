@@ -1,0 +1,219 @@
+"""Batches in files, local or wherever fsspec reaches: `Files`. What the files hold is checked by their headers."""
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from normfuse.batches import WHOLE, Batch, Batches, Header, Shard, Signature
+from normfuse.errors import NormfuseError
+from normfuse.runtime import Array
+
+SUFFIXES = (".npz", ".npy", ".safetensors")
+"""Files that hold a batch."""
+
+_SAFETENSORS = {
+    "BOOL": "bool",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+}
+"""The dtypes of safetensors that numpy has."""
+
+_LONGEST_HEADER = 100 << 20
+"""Bytes of the longest header that safetensors allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file with a batch.
+
+    Attributes:
+        name: what errors call it.
+        open: opens it for reading.
+        is_local: whether its header costs little to read.
+    """
+
+    name: str
+    open: Callable[[], BinaryIO]
+    is_local: bool = True
+
+
+class Files(Batches):
+    """Batches in files and folders."""
+
+    def __init__(self, paths: Sequence[str], signature: Signature) -> None:
+        """Finds the files, and checks the headers of the local ones; of the others that of the first.
+
+        Raises:
+            NormfuseError: one cannot be read, or the model does not take it.
+        """
+        self._signature = signature
+        self._files = [file for path in paths for file in _found(path)]
+        self.count = len(self._files)
+        remote = 0
+        for file in self._files:
+            remote += not file.is_local
+            if file.is_local or remote == 1:
+                with _reading(file) as stream:
+                    headers = _headers(stream, file.name)
+                signature.check(_named(headers, signature, file.name), file.name)
+
+    def read(self, shard: Shard = WHOLE) -> Iterator[Batch]:
+        """As for `Batches`."""
+        for file in self._files[shard.index :: shard.count]:
+            with _reading(file) as stream:
+                arrays = _arrays(stream, file.name)
+            yield self._signature.fed(_named(arrays, self._signature, file.name), file.name)
+
+
+def _found(path: str) -> list[File]:
+    """The files at a path or a URL.
+
+    Raises:
+        NormfuseError: there are none.
+    """
+    if "://" in path:
+        return _found_elsewhere(path)
+    if os.path.isdir(path):
+        try:
+            names = sorted(name for name in os.listdir(path) if name.endswith(SUFFIXES) and not name.startswith("."))
+        except OSError as error:
+            raise NormfuseError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+        if not names:
+            raise NormfuseError(f"the folder {path} holds no batches; put {' or '.join(SUFFIXES)} files into it")
+        return [_local(os.path.join(path, name)) for name in names]
+    if not path.endswith(SUFFIXES):
+        raise NormfuseError(f"{path} holds no batch; give {' or '.join(SUFFIXES)} files, or a folder of them")
+    if not os.path.exists(path):
+        raise NormfuseError(f"there is no file {path}; check the path")
+    return [_local(path)]
+
+
+def _local(path: str) -> File:
+    return File(path, lambda: open(path, "rb"))
+
+
+def _found_elsewhere(url: str) -> list[File]:
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise NormfuseError(f"{url} needs fsspec; run: pip install normfuse[data], or copy the files here") from None
+    try:
+        system, path = url_to_fs(url)
+        if system.isdir(path):
+            names = sorted(name for name in system.ls(path, detail=False) if name.endswith(SUFFIXES))
+        else:
+            names = [path] if system.exists(path) else []
+    except Exception as error:  # each file system has its own
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise NormfuseError(
+            f"cannot read {url}: {what}; check the URL, and that its file system is installed"
+        ) from error
+    if not names or not names[0].endswith(SUFFIXES):
+        raise NormfuseError(f"{url} holds no batches; give {' or '.join(SUFFIXES)} files, or a folder of them")
+
+    def opener(name: str) -> Callable[[], BinaryIO]:
+        return lambda: system.open(name, "rb")
+
+    return [File(f"{url.partition('://')[0]}://{name.lstrip('/')}", opener(name), False) for name in names]
+
+
+def _named(content: Any, signature: Signature, name: str) -> dict[str, Any]:
+    """What a file holds by input name: an array without a name is for the only input.
+
+    Raises:
+        NormfuseError: there are several.
+    """
+    if isinstance(content, dict):
+        return content
+    if len(signature.names) != 1:
+        wanted = f"the model has {len(signature.names)} inputs: {', '.join(signature.names)}"
+        raise NormfuseError(f"{name} holds one array, {wanted}; write a .npz with numpy.savez(path, **inputs)")
+    return {signature.names[0]: content}
+
+
+@contextmanager
+def _reading(file: File) -> Iterator[BinaryIO]:
+    """Opens a file, and says what is wrong with it.
+
+    Raises:
+        NormfuseError: it cannot be read, or is not what its name says.
+    """
+    try:
+        with file.open() as stream:
+            yield stream
+    except NormfuseError:
+        raise
+    except OSError as error:
+        raise NormfuseError(f"cannot read {file.name}: {error.strerror or error}; check it") from error
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        kind = file.name.rpartition(".")[2]
+        what = " ".join(str(error).split())[:200] or type(error).__name__
+        raise NormfuseError(f"{file.name} is no .{kind} file of arrays: {what}; write it again") from error
+
+
+def _headers(stream: BinaryIO, name: str) -> dict[str, Header] | Header:
+    """The dtypes and shapes of the arrays in a file."""
+    if name.endswith(".npy"):
+        return _npy_header(stream)
+    if name.endswith(".npz"):
+        with zipfile.ZipFile(stream) as archive:
+            headers = {}
+            for member in archive.namelist():
+                with archive.open(member) as inner:
+                    headers[member.removesuffix(".npy")] = _npy_header(inner)
+            return headers
+    size = int.from_bytes(stream.read(8), "little")
+    if size > _LONGEST_HEADER:
+        raise ValueError(f"its header would have {size:,} bytes")
+    fields = json.loads(stream.read(size))
+    fields.pop("__metadata__", None)
+    return {key: Header(_numpy_dtype(field["dtype"]), tuple(field["shape"])) for key, field in fields.items()}
+
+
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    if name not in _SAFETENSORS:
+        raise ValueError(f"numpy has no {name}")
+    return np.dtype(_SAFETENSORS[name])
+
+
+def _npy_header(stream: Any) -> Header:
+    version = np.lib.format.read_magic(stream)
+    match version:
+        case (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        case (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+        case _:
+            raise ValueError(f"format {'.'.join(map(str, version))} is not one for plain arrays")
+    return Header(dtype, shape)
+
+
+def _arrays(stream: BinaryIO, name: str) -> dict[str, Array] | Array:
+    """The arrays in a file."""
+    if not name.endswith(".safetensors"):
+        found = np.load(stream, allow_pickle=False)
+        return found if isinstance(found, np.ndarray) else dict(found)
+    try:
+        from safetensors.numpy import load
+    except ImportError:
+        raise NormfuseError(f"{name} needs safetensors; run: pip install normfuse[data]") from None
+    try:
+        arrays: dict[str, Array] = load(stream.read())
+    except Exception as error:  # of a type of its own
+        raise ValueError(str(error)) from error
+    return arrays

@@ -1,0 +1,73 @@
+"""What `calibrate` found as text for people: a table on stdout, a bar with the time left on stderr."""
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from normfuse.calibration import Calibration, spread
+from normfuse.tables import print_table, short, table
+
+
+class Bar:
+    """A bar on stderr with the time that is left; shown on a terminal."""
+
+    def __init__(self, doing: str) -> None:
+        self._bar = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True, markup=False, highlight=False),
+            disable=not sys.stderr.isatty(),
+            transient=True,
+        )
+        self._task = self._bar.add_task(doing, total=None)
+
+    def say(self, doing: str, done: float, total: float | None) -> None:
+        """Moves the bar."""
+        self._bar.update(self._task, description=doing, completed=done, total=total)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+def print_calibration(report: Calibration, *, verbose: bool = False) -> None:
+    """Prints old and new statistics by their distance, and how far the outputs moved.
+
+    Args:
+        report: what `normfuse.calibrate` reports.
+        verbose: list every layer that was not measured.
+    """
+    rows = table("layer", ">level", ">channels", ">|Δμ|/σ median", ">max", ">σ² ratio min", ">median", ">max")
+    for layer in report.layers:
+        drift, growth = spread(layer.drift), spread(layer.growth)
+        rows.add_row(
+            short(layer.name),
+            str(layer.level),
+            str(len(layer.new.mean)),
+            *(f"{number:.3g}" for number in (drift[1], drift[2], *growth)),
+        )
+    print_table(rows)
+    moves = table("output", ">moved by", ">at most")
+    for output in report.outputs:
+        moves.add_row(short(output.name), f"{100 * output.relative:.3g} %", f"{output.largest:.3g}")
+    print_table(moves)
+    passes = f"{report.passes} pass" + ("es" if report.passes > 1 else "")
+    print(f"{len(report.layers)} layers, {report.batches} batches, {passes}, estimator {report.estimator}")
+    for refusal in report.refusals if verbose else report.refusals[:3]:
+        print(f"not measured: {refusal.node}: {refusal.reason}")
+    if len(report.refusals) > 3 and not verbose:
+        print(f"not measured: {len(report.refusals) - 3} more; -v names them")
+    for note in report.notes:
+        print(f"note: {note}")

@@ -1,0 +1,430 @@
+"""`calibrate` estimates the statistics anew that BatchNormalizations hold, on ONNX models alone."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import normfuse
+from normfuse.calibration import Calibrated, calibrate
+from normfuse.errors import NormfuseError
+from normfuse.oracle import Oracle
+from tests.parity import Array, batch_norm, build, ops, rng
+
+NET = (
+    "(float[N,3,H,W] x) => (float[N,5,H,W] y) { a = Conv<pads = [1, 1, 1, 1]>(x, w)"
+    "  b = BatchNormalization(a, p_scale, p_bias, p_mean, p_var)  c = Relu(b)  d = Conv(c, v)"
+    "  e = BatchNormalization<epsilon: float = 1e-3>(d, q_scale, q_bias, q_mean, q_var)"
+    "  f = Conv(x, u)  g = BatchNormalization(f, r_scale, r_bias, r_mean, r_var)  h = Add(e, g)"
+    "  i = Tanh(h)  y = BatchNormalization(i, s_scale, s_bias, s_mean, s_var) }"
+)
+"""Levels: b and g 1, e 2, y 3."""
+
+LEVELS = {"b": 1, "e": 2, "g": 1, "y": 3}
+
+
+def net(**settings: Any) -> onnx.ModelProto:
+    weights = {"w": (4, 3, 3, 3), "v": (5, 4, 1, 1), "u": (5, 3, 1, 1)}
+    norms = {**batch_norm("p", 4), **batch_norm("q", 5), **batch_norm("r", 5), **batch_norm("s", 5)}
+    return build(NET, **{**weights, **norms, **settings})
+
+
+def data(sizes: tuple[int, ...] = (4, 2, 3)) -> list[dict[str, Array]]:
+    """Uneven batches with a mean."""
+    draw = rng("data")
+    return [{"x": draw.normal(2.0, 1.5, (size, 3, 6, 5)).astype(np.float32)} for size in sizes]
+
+
+def values(model: onnx.ModelProto, batch: dict[str, Array], names: list[str]) -> list[Array]:
+    """Values of a model by onnx's evaluator, in float64."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    return [np.asarray(found) for found in Oracle(ir.from_proto(watched)).run(batch).values()]
+
+
+def stored(model: onnx.ModelProto, prefix: str) -> tuple[Array, Array]:
+    arrays = {one.name: onnx.numpy_helper.to_array(one).astype(np.float64) for one in model.graph.initializer}
+    return arrays[f"{prefix}_mean"], arrays[f"{prefix}_var"]
+
+
+def read_by(node: str, model: onnx.ModelProto) -> str:
+    return str(next(one.input[0] for one in model.graph.node if one.name == node))
+
+
+def flat(x: Array) -> Array:
+    """(N, C, *spatial) as (N · spatial, C)."""
+    return np.moveaxis(x, 1, -1).reshape(-1, x.shape[1])
+
+
+@pytest.fixture(scope="module")
+def result() -> Calibrated:
+    return calibrate(net(), data())
+
+
+@pytest.fixture(scope="module")
+def expected(result: Calibrated) -> onnx.ModelProto:
+    model: onnx.ModelProto = result.model
+    return model
+
+
+class TestLevels:
+    @pytest.mark.parametrize("opset", [9, 13, 18, 21])
+    @pytest.mark.parametrize("estimator", ["mean", "pooled"])
+    def test_each_layer_has_the_statistics_of_what_it_reads_afterwards(self, opset: int, estimator: Any) -> None:
+        """The model that comes out is the fixed point: measuring it anew finds what it holds."""
+        before = net(opset=opset)
+        result = calibrate(before, data(), estimator=estimator)
+        after: onnx.ModelProto = result.model
+        assert {layer.name: layer.level for layer in result.report.layers} == LEVELS
+        for node, prefix in zip("begy", "pqrs", strict=True):
+            seen = [flat(values(after, batch, [read_by(node, after)])[0]) for batch in data()]
+            mean, variance = stored(after, prefix)
+            if estimator == "pooled":
+                expected = np.concatenate(seen).mean(0), np.concatenate(seen).var(0, ddof=1)
+            else:
+                expected = np.mean([x.mean(0) for x in seen], 0), np.mean([x.var(0, ddof=1) for x in seen], 0)
+            np.testing.assert_allclose(mean, expected[0], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(variance, expected[1], rtol=1e-5)
+
+    def test_only_the_statistics_have_changed(self) -> None:
+        before = net()
+        after: onnx.ModelProto = calibrate(before, data()).model
+        old, new = ({one.name: one for one in model.graph.initializer} for model in (before, after))
+        assert old.keys() == new.keys()
+        changed = {name for name in old if old[name] != new[name]}
+        assert changed == {f"{prefix}_{kind}" for prefix in "pqrs" for kind in ("mean", "var")}
+        told = [
+            [
+                (node.name, node.op_type, list(node.input), list(node.output), list(node.attribute))
+                for node in m.graph.node
+            ]
+            for m in (before, after)
+        ]
+        assert told[0] == told[1]
+
+    def test_the_source_stays_as_it_was(self) -> None:
+        before, same = net(), net()
+        calibrate(before, data())
+        assert before == same
+
+    def test_what_was_scrambled_is_repaired(self) -> None:
+        """Statistics of the data, scrambled, come back; and so do the outputs."""
+        right: onnx.ModelProto = calibrate(net(), data()).model
+        scrambled = onnx.ModelProto()
+        scrambled.CopyFrom(right)
+        draw = rng("scrambled")
+        for tensor in scrambled.graph.initializer:
+            if tensor.name.endswith(("_mean", "_var")):
+                array = onnx.numpy_helper.to_array(tensor)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(draw.permutation(array) * np.float32(2.5), tensor.name))
+        repaired: onnx.ModelProto = calibrate(scrambled, data()).model
+        for prefix in "pqrs":
+            for found, expected in zip(stored(repaired, prefix), stored(right, prefix), strict=True):
+                np.testing.assert_array_equal(found, expected)
+        before, after, truth = (values(model, data()[0], ["y"])[0] for model in (scrambled, repaired, right))
+        assert np.linalg.norm(before - truth) > 0.1 * np.linalg.norm(truth)
+        np.testing.assert_array_equal(after, truth)
+
+    def test_the_result_is_what_optimize_folds(self) -> None:
+        """Conv → BN twice: none is left, and the proof passes."""
+        result = normfuse.optimize(calibrate(net(), data()).model, "portable")
+        assert result.report.parity is not None
+        assert result.report.parity.passed
+        assert ops(result.model)["BatchNormalization"] == 1  # behind a Tanh
+
+    def test_it_is_the_same_each_time(self) -> None:
+        assert calibrate(net(), data()).model == calibrate(net(), list(reversed(data()))).model
+
+
+class TestBatch:
+    def test_each_layer_normalizes_by_the_batch(self) -> None:
+        """One pass; in it e reads Relu(γ·(a − μ_B)/√(σ²_B + ε) + β), whatever p_mean and p_var were."""
+        model = net()
+        result = calibrate(model, data(), flow="batch")
+        assert result.report.passes == 1
+        weights = {one.name: onnx.numpy_helper.to_array(one).astype(np.float64) for one in model.graph.initializer}
+        seen = []
+        for batch in data():
+            a = values(model, batch, ["a"])[0]
+            mean, variance = a.mean((0, 2, 3), keepdims=True), a.var((0, 2, 3), keepdims=True)
+            scale, bias = (weights[f"p_{kind}"].reshape(1, -1, 1, 1) for kind in ("scale", "bias"))
+            c = np.maximum(scale * (a - mean) / np.sqrt(variance + 1e-5) + bias, 0)
+            seen.append(flat(np.einsum("nchw,kc->nkhw", c, weights["v"][:, :, 0, 0])))
+        mean, variance = stored(result.model, "q")
+        np.testing.assert_allclose(mean, np.mean([x.mean(0) for x in seen], 0), rtol=2e-6, atol=2e-6)
+        np.testing.assert_allclose(variance, np.mean([x.var(0, ddof=1) for x in seen], 0), rtol=2e-6)
+
+    def test_it_is_not_what_levels_find(self) -> None:
+        first, second = (stored(calibrate(net(), data(), flow=flow).model, "q")[1] for flow in ("batch", "levels"))
+        assert np.abs(first / second - 1).max() > 1e-3
+
+    @pytest.mark.parametrize("opset", [9, 13, 18])
+    def test_it_runs_at_every_opset(self, opset: int) -> None:
+        found = stored(calibrate(net(opset=opset), data(), flow="batch").model, "q")
+        np.testing.assert_allclose(found, stored(calibrate(net(), data(), flow="batch").model, "q"), rtol=1e-5)
+
+
+class TestSites:
+    """What is measured, and what is refused with a reason."""
+
+    @staticmethod
+    def refused(text: str, **weights: Any) -> str:
+        with pytest.raises(NormfuseError) as caught:
+            calibrate(build(text, **weights), [{"x": np.ones((3, 4), np.float32)}])
+        return str(caught.value)
+
+    def test_a_model_without_any(self) -> None:
+        reason = self.refused("(float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
+        assert "export it with its BatchNormalizations kept" in reason
+
+    def test_one_in_training_mode(self) -> None:
+        reason = self.refused(
+            "(float[N,4] x) => (float[N,4] y) { y, m, v = "
+            "BatchNormalization<training_mode: int = 1>(x, p_scale, p_bias, p_mean, p_var) }",
+            **batch_norm("p", 4),
+        )
+        assert "'y': it is in training mode" in reason
+
+    def test_computed_statistics(self) -> None:
+        reason = self.refused(
+            "(float[N,4] x) => (float[N,4] y) { m = ReduceMean<keepdims: int = 0>(x, axes)"
+            " y = BatchNormalization(x, p_scale, p_bias, m, p_var) }",
+            axes=np.array([0]),
+            **batch_norm("p", 4),
+        )
+        assert "'m' are computed at run time" in reason
+
+    def test_one_layer_in_two_places(self) -> None:
+        reason = self.refused(
+            "(float[N,4] x) => (float[N,4] y) { a = BatchNormalization(x, p_scale, p_bias, p_mean, p_var)"
+            " b = Relu(a)  y = BatchNormalization(b, p_scale, p_bias, p_mean, p_var) }",
+            **batch_norm("p", 4),
+        )
+        assert "one layer with 'y'" in reason
+
+    def test_statistics_that_others_read(self) -> None:
+        reason = self.refused(
+            "(float[N,4] x) => (float[N,4] y) { a = BatchNormalization(x, p_scale, p_bias, p_mean, p_var)"
+            " y = Add(a, p_mean) }",
+            **batch_norm("p", 4),
+        )
+        assert "'p_mean' are read by Add 'y' too" in reason
+
+    def test_an_input_that_is_constant(self) -> None:
+        reason = self.refused(
+            "(float[N,4] x) => (float[N,4] y) { a = BatchNormalization(k, p_scale, p_bias, p_mean, p_var)"
+            " y = Add(a, x) }",
+            k=(2, 4),
+            **batch_norm("p", 4),
+        )
+        assert "does not depend on those of the model" in reason
+
+    def test_one_in_a_branch_is_named_beside_those_that_are_measured(self) -> None:
+        model = build(
+            "(float[N,4] x, bool c) => (float[N,4] y) { a = BatchNormalization(x, p_scale, p_bias, p_mean, p_var)"
+            " y = If(c) <then_branch = t () => (float[N,4] r) { r = BatchNormalization(a, q_scale, q_bias, q_mean,"
+            " q_var) }, else_branch = e () => (float[N,4] s) { s = Relu(a) }> }",
+            **batch_norm("p", 4),
+            **batch_norm("q", 4),
+        )
+        batch = {"x": rng("x").normal(1, 2, (9, 4)).astype(np.float32), "c": np.array(True)}
+        report = calibrate(model, [batch]).report
+        assert [layer.name for layer in report.layers] == ["a"]
+        assert ["r" in one.node and "branch" in one.reason for one in report.refusals] == [True]
+
+    def test_constants_that_layers_share_become_their_own(self) -> None:
+        """Exporters write equal constants once: fresh statistics of zeros and ones."""
+        norms = {name: array for prefix in "pq" for name, array in batch_norm(prefix, 4).items()}
+        own: dict[str, Any] = {name: array for name, array in norms.items() if name.endswith(("scale", "bias"))}
+        model = build(
+            "(float[N,4] x) => (float[N,4] y) { a = BatchNormalization(x, p_scale, p_bias, m, v)"
+            " b = Relu(a)  y = BatchNormalization(b, q_scale, q_bias, m, v) }",
+            m=np.zeros(4, np.float32),
+            v=np.ones(4, np.float32),
+            **own,
+        )
+        batch = rng("x").normal(1, 2, (9, 4)).astype(np.float32)
+        result = calibrate(model, [{"x": batch}])
+        assert len({name for node in result.model.graph.node[::2] for name in node.input[3:]}) == 4
+        assert {one.name for one in result.model.graph.initializer} == {
+            name for node in result.model.graph.node for name in node.input[1:]
+        }
+        first = result.report.layers[0].new
+        np.testing.assert_allclose(first.mean, batch.astype(np.float64).mean(0), rtol=1e-12)
+        np.testing.assert_allclose(first.variance, batch.astype(np.float64).var(0, ddof=1), rtol=1e-12)
+
+    def test_statistics_in_constant_nodes(self) -> None:
+        model = build(
+            "(float[N,2] x) => (float[N,2] y) { m = Constant<value_floats: floats = [1.0, 2.0]>()"
+            " y = BatchNormalization(x, p_scale, p_bias, m, p_var) }",
+            **batch_norm("p", 2),
+        )
+        batch = rng("x").normal(1, 2, (9, 2)).astype(np.float32)
+        result = calibrate(model, [{"x": batch}])
+        assert [node.op_type for node in result.model.graph.node] == ["BatchNormalization"]
+        np.testing.assert_allclose(result.report.layers[0].new.mean, batch.astype(np.float64).mean(0), rtol=1e-12)
+
+    def test_they_may_be_listed_as_inputs(self) -> None:
+        model = build(
+            "(float[N,2] x) => (float[N,2] y) { y = BatchNormalization(x, p_scale, p_bias, p_mean, p_var) }",
+            listed=True,
+            **batch_norm("p", 2),
+        )
+        batch = rng("x").normal(1, 2, (9, 2)).astype(np.float32)
+        result = calibrate(model, [{"x": batch}])
+        np.testing.assert_array_equal(stored(result.model, "p")[0], batch.astype(np.float64).mean(0).astype(np.float32))
+
+
+class TestNumbers:
+    def test_a_mean_that_is_large_against_the_deviation(self) -> None:
+        model = build(
+            "(float[N,2] x) => (float[N,2] y) { y = BatchNormalization(x, p_scale, p_bias, p_mean, p_var) }",
+            **batch_norm("p", 2),
+        )
+        batch = rng("x").normal(1e5, 0.1, (900, 2)).astype(np.float32)
+        new = calibrate(model, [{"x": batch}]).report.layers[0].new
+        np.testing.assert_allclose(new.variance, batch.astype(np.float64).var(0, ddof=1), rtol=1e-12)
+
+    def test_float16_statistics_that_overflow_are_an_error(self) -> None:
+        model = build(
+            "(float[N,2] x) => (float[N,2] y) { y = BatchNormalization(x, p_scale, p_bias, p_mean, p_var) }",
+            **batch_norm("p", 2) | {f"p_{kind}": np.ones(2, np.float16) for kind in ("mean", "var")},
+        )
+        batch = rng("x").normal(0, 1e3, (9, 2)).astype(np.float32)
+        with pytest.raises(NormfuseError, match=r"'y': a variance of .* overflows FLOAT16"):
+            calibrate(model, [{"x": batch}])
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_what_is_not_finite_is_an_error(self, bad: float) -> None:
+        batches = data()
+        batches[1]["x"][0, 0, 0, 0] = bad
+        with pytest.raises(NormfuseError, match="'b' reads NaN or infinities"):
+            calibrate(net(), batches)
+
+    def test_one_element_per_channel_is_an_error_of_the_mean(self) -> None:
+        model = build(
+            "(float[N,2] x) => (float[N,2] y) { y = BatchNormalization(x, p_scale, p_bias, p_mean, p_var) }",
+            **batch_norm("p", 2),
+        )
+        single = [{"x": rng(str(index)).normal(1, 2, (1, 2)).astype(np.float32)} for index in range(3)]
+        with pytest.raises(NormfuseError, match="one element per channel"):
+            calibrate(model, single)
+        with pytest.raises(NormfuseError, match="one element per channel"):
+            calibrate(model, single, estimator="pooled", flow="batch")
+        with pytest.raises(NormfuseError, match="one element per channel"):
+            calibrate(model, single[:1], estimator="pooled")
+        new = calibrate(model, single, estimator="pooled").report.layers[0].new
+        every = np.concatenate([one["x"] for one in single]).astype(np.float64)
+        np.testing.assert_allclose(new.variance, every.var(0, ddof=1), rtol=1e-12)
+
+    def test_channels_that_are_constant_are_told(self) -> None:
+        model = build(
+            "(float[N,2] x) => (float[N,2] y) { y = BatchNormalization(x, p_scale, p_bias, p_mean, p_var) }",
+            **batch_norm("p", 2),
+        )
+        batch = rng("x").normal(1, 2, (9, 2)).astype(np.float32)
+        batch[:, 1] = 3
+        report = calibrate(model, [{"x": batch}]).report
+        assert report.layers[0].constant_channels == 1
+        assert "1 channel of 'y' is constant in the data" in report.notes[0]
+
+
+class TestReport:
+    def test_old_and_new_statistics(self, result: Calibrated) -> None:
+        prefixes = {"b": "p", "e": "q", "g": "r", "y": "s"}
+        for layer in result.report.layers:
+            prefix = prefixes[layer.name]
+            old, new = stored(net(), prefix), stored(result.model, prefix)
+            np.testing.assert_array_equal(layer.old.mean, old[0])
+            np.testing.assert_array_equal(layer.new.variance.astype(np.float32), new[1])
+            np.testing.assert_allclose(
+                layer.drift, np.abs(new[0] - old[0]) / np.sqrt(new[1] + layer.epsilon), rtol=1e-5
+            )
+            np.testing.assert_allclose(layer.growth, (new[1] + layer.epsilon) / (old[1] + layer.epsilon), rtol=1e-5)
+
+    def test_how_far_the_outputs_moved(self, result: Calibrated) -> None:
+        old, new = (np.concatenate([values(m, b, ["y"])[0] for b in data()]) for m in (net(), result.model))
+        (output,) = result.report.outputs
+        assert output.name == "y"
+        assert output.relative == pytest.approx(np.linalg.norm(new - old) / np.linalg.norm(old), rel=1e-5)
+        assert output.largest == pytest.approx(np.abs(new - old).max(), rel=1e-4)
+
+    def test_progress_is_told(self) -> None:
+        told: list[tuple[str, float, float | None]] = []
+        calibrate(net(), data(), progress=lambda *what: told.append(what))
+        assert told[-1][1] == told[-1][2] == 9
+
+    @pytest.mark.parametrize(
+        ("setting", "reason"), [({"estimator": "median"}, "no estimator 'median'"), ({"flow": "x"}, "no flow 'x'")]
+    )
+    def test_an_unknown_setting(self, setting: Any, reason: str) -> None:
+        with pytest.raises(NormfuseError, match=reason):
+            calibrate(net(), data(), **setting)
+
+    def test_no_batches(self) -> None:
+        with pytest.raises(NormfuseError, match="there are no batches"):
+            calibrate(net(), [])
+
+
+class TestBatches:
+    """What batches may be given as; `tests/test_batches.py` has files."""
+
+    def test_a_generator_is_read_once(self, expected: onnx.ModelProto) -> None:
+        drawn = 0
+
+        def once() -> Iterator[dict[str, Array]]:
+            nonlocal drawn
+            for batch in data():
+                drawn += 1
+                yield batch
+
+        assert calibrate(net(), once()).model == expected
+        assert drawn == 3
+
+    def test_a_calibration_data_reader(self, expected: onnx.ModelProto) -> None:
+        class Reader:
+            def __init__(self, rewinds: bool) -> None:
+                self.left = iter(data())
+                if rewinds:
+                    self.rewind = self._rewind
+
+            def get_next(self) -> dict[str, Array] | None:
+                return next(self.left, None)
+
+            def _rewind(self) -> None:
+                self.left = iter(data())
+
+        assert calibrate(net(), Reader(True)).model == expected
+        assert calibrate(net(), Reader(False)).model == expected
+
+    def test_arrays_alone_or_with_labels(self, expected: onnx.ModelProto) -> None:
+        assert calibrate(net(), [batch["x"] for batch in data()]).model == expected
+        assert calibrate(net(), [[batch["x"], np.arange(3)] for batch in data()]).model == expected
+
+    def test_float64_is_rounded_and_extra_arrays_are_left_out(self, expected: onnx.ModelProto) -> None:
+        given = [{"x": batch["x"].astype(np.float64), "labels": np.arange(2)} for batch in data()]
+        assert calibrate(net(), given).model == expected
+
+    @pytest.mark.parametrize(
+        ("batch", "reason"),
+        [
+            ({"z": np.ones((2, 3, 6, 5), np.float32)}, "batch 1 has no array for input 'x', only z"),
+            ({"x": np.ones((2, 3, 6, 5), np.int64)}, "input 'x' is float, the array int64"),
+            ({"x": np.ones((2, 3, 6), np.float32)}, "4 dimensions, the array 3"),
+            ({"x": np.ones((2, 4, 6, 5), np.float32)}, "axis 1 of input 'x' has size 3, that of the array 4"),
+            ({"x": np.ones((0, 3, 6, 5), np.float32)}, "is empty"),
+            ("a string", "batch 1 is a str; give a mapping"),
+        ],
+    )
+    def test_what_does_not_fit_is_an_error(self, batch: Any, reason: str) -> None:
+        with pytest.raises(NormfuseError, match=reason):
+            calibrate(net(), [data()[0], batch])
+
+    def test_what_is_no_iterable(self) -> None:
+        with pytest.raises(NormfuseError, match="a int holds no batches"):
+            calibrate(net(), 3)
