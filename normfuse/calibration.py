@@ -8,7 +8,8 @@ those of the population, the more the smaller the batches are.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -16,23 +17,22 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from normfuse.batches import Batch, Batches, batches_of
-from normfuse.errors import NormfuseError
-from normfuse.measuring import FLOWS, Flow, Measurer, lone
+from normfuse.batches import WHOLE, Batch, Batches, batches_of
+from normfuse.calibration_passes import Say, advance, begun, check_first, planned, resumed, run_pass, silent
+from normfuse.calibration_state import State, require_place
+from normfuse.measuring import Flow
 from normfuse.model import Source, load, restore_kind
 from normfuse.pipeline import Result
-from normfuse.population import ESTIMATORS, Estimator, Statistics, Sums
-from normfuse.report import Change, Counts, Report
+from normfuse.population import Estimator, Statistics
+from normfuse.randomness import unprovable
+from normfuse.report import Change, Counts, Refusal, Report
 from normfuse.runtime import session
 from normfuse.schema import SCHEMA_VERSION
-from normfuse.stored import RULE, Stored, find, statistics_of, write
+from normfuse.stored import RULE, statistics_of, write
 from normfuse.superaccumulator import Float64
 
 COMPARED = 3
 """Batches on which the outputs before and after are compared."""
-
-Say = Callable[[str, float, float | None], None]
-"""Called with what is being done, how much of it is done, and how much there is, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +157,7 @@ def calibrate(
     estimator: Estimator = "mean",
     flow: Flow = "levels",
     threads: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Say | None = None,
 ) -> Calibrated:
     """Estimates the population statistics of all BatchNormalizations of a model anew.
@@ -169,6 +170,7 @@ def calibrate(
         flow: `levels`, one pass per depth level, each behind levels that are right already; or `batch`, one pass in
             which every layer normalizes by the statistics of the batch, as in training.
         threads: intra-op threads; all processors where None.
+        checkpoint: a file to go on from, and to write how far it has come to; removed when all is done.
         progress: called with what is being done, how much of it is done, and how much there is.
 
     Returns:
@@ -176,12 +178,27 @@ def calibrate(
 
     Raises:
         ModelError: the model cannot be read or is not valid.
-        NormfuseError: it has no statistics to estimate, or the batches do not fit it.
+        NormfuseError: it has no statistics to estimate, the batches do not fit it, or the checkpoint is not of this.
         TargetError: ONNX Runtime is missing, or cannot run the model.
+
+    Example:
+        >>> import numpy as np, onnx
+        >>> model = onnx.parser.parse_model('''<ir_version: 10, opset_import: ["": 18]>
+        ...     net (float[N, 2] x) => (float[N, 2] y)
+        ...     <float[2] scale = {1, 1}, float[2] bias = {0, 0}, float[2] mean = {0, 0}, float[2] var = {1, 1}>
+        ...     { y = BatchNormalization(x, scale, bias, mean, var) }''')
+        >>> result = calibrate(model, [{"x": np.float32([[1, 10], [3, 30]])}])
+        >>> result.report.layers[0].new.mean, result.report.layers[0].new.variance
+        (array([ 2., 20.]), array([  2., 200.]))
     """
     original = load(source)
-    report, calibrated = calibrated_of(original, batches_of(batches, original), estimator, flow, threads, progress)
-    return Calibrated(restore_kind(calibrated, source), report)
+    path = None if checkpoint is None else os.fspath(checkpoint)
+    read = batches_of(batches, original)
+    report, calibrated = calibrated_of(original, read, estimator, flow, threads, progress or silent, path)
+    model = restore_kind(calibrated, source)
+    if path is not None:
+        os.unlink(path)
+    return Calibrated(model, report)
 
 
 def calibrated_of(
@@ -190,73 +207,61 @@ def calibrated_of(
     estimator: Estimator = "mean",
     flow: Flow = "levels",
     threads: int | None = None,
-    progress: Say | None = None,
+    say: Say = silent,
+    checkpoint: str | None = None,
 ) -> tuple[Calibration, ir.Model]:
-    """The report, and a copy with new statistics, for a model that `normfuse.model.load` returned; see `calibrate`."""
-    say = progress or (lambda doing, done, total: None)
+    """The report, and a copy with new statistics, for a model that `normfuse.model.load` returned; see `calibrate`.
+
+    The checkpoint stays.
+    """
     plan, refusals = planned(model, estimator, flow)
-    known: dict[Stored, Statistics] = {}
-    count, total = 0, None if batches.count is None else batches.count * len(plan)
-    for number, level in enumerate(plan):
-        measurer = Measurer(model, level, known, flow, _least(estimator, flow), threads)
-        sums = {stored: Sums(estimator, stored.channels) for stored in level}
-        count = 0
-        for batch in batches.read():
-            for stored, moments in measurer.measure(batch).items():
-                sums[stored].add(moments)
-            count += 1
-            total = total or (None if batches.count is None else batches.count * len(plan))
-            say(f"pass {number + 1} of {len(plan)}", (batches.count or 0) * number + count, total)
-        if not count:
-            raise NormfuseError("there are no batches; give at least one")
-        for stored, one in sums.items():
-            if one.count < 2:
-                raise lone(stored)
-            known[stored] = one.statistics()
+    if checkpoint is not None:
+        require_place(checkpoint)
+    state = resumed(checkpoint, model, plan, estimator, flow, WHOLE)
+    if state is None:
+        state = begun(model, plan, estimator, flow)
+    else:
+        say("checking that the batches are the same", 0, None)
+        check_first(state, batches)
+    same = True
+    while state.number < len(plan):
+        run_pass(model, plan, state, batches, threads, say, checkpoint)
+        same &= advance(state, plan, [state.digest])
+    if checkpoint is not None:
+        state.save(checkpoint)
+    report, result = concluded(model, state, refusals)
+    if not same:
+        report.notes.append("the batches, or their order, were not the same in each pass: another run may differ")
+    say("comparing the outputs", 0, None)
+    report.outputs = moved(model, result, islice(batches.read(), COMPARED), threads)
+    return report, result
+
+
+def concluded(model: ir.Model, state: State, refusals: Iterable[Refusal]) -> tuple[Calibration, ir.Model]:
+    """The report, and a copy of a model with the statistics of a state whose passes are all done.
+
+    Raises:
+        NormfuseError: a statistic overflows the dtype that it is stored in.
+    """
     result = model.clone()
-    write(result, known)
-    report = Calibration(Counts.of(model), Counts.of(result), refusals=refusals)
-    report.estimator, report.flow, report.passes, report.batches = estimator, flow, len(plan), count
-    for stored, new in known.items():
+    write(result, state.known)
+    report = Calibration(Counts.of(model), Counts.of(result), refusals=list(refusals))
+    report.estimator, report.flow, report.passes, report.batches = (
+        state.estimator,
+        state.flow,
+        state.passes,
+        state.batches,
+    )
+    for stored, new in state.known.items():
         layer = Layer(stored.name, stored.level, stored.epsilon, statistics_of(model, stored), new)
         report.layers.append(layer)
         report.changes.append(Change(RULE, (stored.name,), (), _detail(layer)))
         if still := layer.constant_channels:
             which = f"{still} channel{'s' if still > 1 else ''} of {stored.name!r} {'are' if still > 1 else 'is'}"
             report.notes.append(f"{which} constant in the data: whatever differs from that is enlarged by γ/√ε")
-    report.outputs = moved(model, result, islice(batches.read(), COMPARED), threads)
+    if reason := unprovable(model):
+        report.notes.append(f"{reason.partition(',')[0]}: another run may differ")
     return report, result
-
-
-def planned(model: ir.Model, estimator: str, flow: str) -> tuple[list[list[Stored]], list[Any]]:
-    """Which BatchNormalizations are measured in which pass, and who is not measured.
-
-    Raises:
-        NormfuseError: there is none to measure, or an option is not known.
-    """
-    for what, chosen, choices in (("estimator", estimator, ESTIMATORS), ("flow", flow, FLOWS)):
-        if chosen not in choices:
-            raise NormfuseError(f"there is no {what} {chosen!r}; choose one of {', '.join(choices)}")
-    found, refusals = find(model)
-    if not found and refusals:
-        raise NormfuseError(
-            f"no BatchNormalization can be calibrated: {refusals[0].node!r}: {refusals[0].reason}"
-            + (f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else "")
-        )
-    if not found:
-        raise NormfuseError(
-            "the model has no BatchNormalization: what is folded into weights cannot be estimated anew; export it with "
-            "its BatchNormalizations kept, calibrate that, then optimize it"
-        )
-    if flow == "batch":
-        return [found], refusals
-    levels = sorted({stored.level for stored in found})
-    return [[stored for stored in found if stored.level == level] for level in levels], refusals
-
-
-def _least(estimator: Estimator, flow: Flow) -> int:
-    """Elements per channel that each batch must have: one has no variance of its own."""
-    return 1 if estimator == "pooled" and flow == "levels" else 2
 
 
 def moved(before: ir.Model, after: ir.Model, batches: Iterable[Batch], threads: int | None = None) -> list[Moved]:

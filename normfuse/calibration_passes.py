@@ -1,0 +1,224 @@
+"""The passes over the data: what is measured in which, by whom, and how the parts of several processes come together.
+
+A pass ends with `advance`, which makes statistics of its exact sums. With shards each process writes the state of its
+own at the end of a pass, and `merged` adds them up and advances: the result has the same bits as that of one process,
+as long as ONNX Runtime computes the same on all machines.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import onnx_ir as ir
+
+from normfuse.batches import WHOLE, Batches, Shard
+from normfuse.calibration_state import Digest, Plan, State, digest_of, load_state
+from normfuse.errors import NormfuseError
+from normfuse.measuring import FLOWS, Flow, Measurer, lone
+from normfuse.population import ESTIMATORS, Estimator
+from normfuse.report import Refusal
+from normfuse.stored import find
+
+Say = Callable[[str, float, float | None], None]
+"""Called with what is being done, how much of it is done, and how much there is, where that is known."""
+
+INTERVAL = 5.0
+"""Seconds between two checkpoints."""
+
+
+def silent(doing: str, done: float, total: float | None) -> None:
+    """Says nothing."""
+
+
+def planned(model: ir.Model, estimator: str, flow: str) -> tuple[Plan, list[Refusal]]:
+    """Which BatchNormalizations are measured in which pass, and who is not measured.
+
+    Raises:
+        NormfuseError: there is none to measure, or an option is not known.
+    """
+    for what, chosen, choices in (("estimator", estimator, ESTIMATORS), ("flow", flow, FLOWS)):
+        if chosen not in choices:
+            raise NormfuseError(f"there is no {what} {chosen!r}; choose one of {', '.join(choices)}")
+    found, refusals = find(model)
+    if not found and refusals:
+        more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
+        raise NormfuseError(
+            f"no BatchNormalization can be calibrated: {refusals[0].node!r}: {refusals[0].reason}{more}"
+        )
+    if not found:
+        raise NormfuseError(
+            "the model has no BatchNormalization: what is folded into weights cannot be estimated anew; export it with "
+            "its BatchNormalizations kept, calibrate that, then optimize it"
+        )
+    if flow == "batch":
+        return [found], refusals
+    levels = sorted({stored.level for stored in found})
+    return [[stored for stored in found if stored.level == level] for level in levels], refusals
+
+
+def begun(model: ir.Model, plan: Plan, estimator: Estimator, flow: Flow) -> State:
+    """The state before the first pass."""
+    state = State(digest_of(model), estimator, flow, len(plan))
+    state.begin(plan[0])
+    return state
+
+
+def resumed(
+    path: str | None, model: ir.Model, plan: Plan, estimator: Estimator, flow: Flow, shard: Shard
+) -> State | None:
+    """The state in a checkpoint; None where there is none yet.
+
+    Raises:
+        NormfuseError: it cannot be read, or was made of another model or with other settings.
+    """
+    if path is None or not os.path.exists(path):
+        return None
+    state = load_state(path, digest_of(model), plan)
+    check_settings(path, state, estimator, flow)
+    if state.shard != shard:
+        raise NormfuseError(f"{path} belongs to another shard; give the same, or another file")
+    return state
+
+
+def check_settings(path: str, state: State, estimator: Estimator, flow: Flow) -> None:
+    """Checks that a state was made with some settings.
+
+    Raises:
+        NormfuseError: it was not.
+    """
+    for what, was, wanted in (("estimator", state.estimator, estimator), ("flow", state.flow, flow)):
+        if was != wanted:
+            raise NormfuseError(f"{path} was made with the {what} {was}, not {wanted}; give the same, or another file")
+
+
+def run_pass(
+    model: ir.Model,
+    plan: Plan,
+    state: State,
+    batches: Batches,
+    threads: int | None = None,
+    say: Say = silent,
+    checkpoint: str | None = None,
+) -> None:
+    """Measures the batches of the state's shard that are left in its pass.
+
+    A checkpoint is written every few seconds, and when the pass ends, however it does: at its end, by an error or by
+    Ctrl-C.
+
+    Raises:
+        NormfuseError: there are no batches, or those that the state has seen were others.
+        TargetError: ONNX Runtime cannot run the model.
+    """
+    level, seen, saved = plan[state.number], Digest(), -1.0
+    skipped, expected = state.done, state.digest
+    weights = [max(stored.index for stored in one) + 1 for one in plan]  # a pass runs the nodes up to its layers
+    least = 1 if state.estimator == "pooled" and state.flow == "levels" else 2
+    measurer = Measurer(model, level, state.known, state.flow, least, threads)
+    try:
+        for index, batch in enumerate(batches.read(state.shard)):
+            seen.add(batch)
+            if index < skipped:
+                if index + 1 == skipped and str(seen) != expected:
+                    break
+                continue
+            state.add(measurer.measure(batch), str(seen))
+            count = batches.share(state.shard)
+            doing = f"pass {state.number + 1} of {len(plan)}, batch {state.done}" + (f" of {count}" if count else "")
+            finished = sum(weights[: state.number]) * (count or 0) + weights[state.number] * state.done
+            say(doing, finished, None if count is None else count * sum(weights))
+            if checkpoint is not None and time.monotonic() - saved > INTERVAL:
+                state.save(checkpoint)
+                saved = time.monotonic()
+        if str(seen) != state.digest:
+            raise NormfuseError(
+                "the checkpoint was made of other batches; give the same in the same order, or begin anew"
+            )
+        if not state.done:
+            whose = "" if state.shard == WHOLE else f" for shard {state.shard.index + 1}/{state.shard.count}"
+            raise NormfuseError(f"there are no batches{whose}; give at least one")
+        state.complete = True
+    finally:
+        if checkpoint is not None and state.consistent and state.done > skipped:
+            state.save(checkpoint)
+
+
+def check_first(state: State, batches: Batches) -> None:
+    """Checks that the batches are those of the first pass, where a state comes from a file.
+
+    Raises:
+        NormfuseError: they are not.
+    """
+    if len(state.first) != state.shard.count:
+        return
+    seen = Digest()
+    for batch in batches.read(state.shard):
+        seen.add(batch)
+    if str(seen) != state.first[state.shard.index]:
+        raise NormfuseError("the first pass had other batches; give the same in the same order, or begin anew")
+
+
+def advance(state: State, plan: Plan, digests: Sequence[str]) -> bool:
+    """Makes statistics of the sums of a pass whose batches have all been measured, and begins the next pass.
+
+    Returns:
+        whether the batches were those of the first pass, as far as that can be told.
+
+    Raises:
+        NormfuseError: there was one element per channel in all of them.
+    """
+    same = not state.first or len(state.first) != len(digests) or state.first == tuple(digests)
+    for stored, sums in state.sums.items():
+        if sums.count < 2:
+            raise lone(stored)
+        state.known[stored] = sums.statistics()
+        state.batches = sums.batches
+    state.first = state.first or tuple(digests)
+    state.number += 1
+    state.begin(plan[state.number] if state.number < len(plan) else [])
+    state.shard = WHOLE
+    return same
+
+
+def merged(parts: Sequence[tuple[str, State]], plan: Plan) -> State:
+    """Adds up the parts of all shards of a pass, and advances.
+
+    Args:
+        parts: paths and states.
+        plan: what is measured in each pass.
+
+    Raises:
+        NormfuseError: they do not belong together, or one is missing, twice there or not complete.
+    """
+    (path, whole), *_ = parts
+    by_index: dict[int, str] = {}
+    digests = [""] * whole.shard.count
+    for other, state in parts:
+        check_settings(other, state, whole.estimator, whole.flow)
+        if not state.complete:
+            raise NormfuseError(f"{other} is no part that is complete; run its shard to the end first")
+        if state.number != whole.number or state.shard.count != whole.shard.count:
+            raise NormfuseError(f"{other} is of another pass, or of another number of shards, than {path}")
+        if not _same_known(state, whole):
+            raise NormfuseError(f"{other} was made after other statistics than {path}; run one of them again")
+        index = state.shard.index
+        if index in by_index:
+            raise NormfuseError(f"{other} is the same shard as {by_index[index]}; give each once")
+        by_index[index] = other
+        digests[index] = state.digest
+    missing = [str(index + 1) for index in range(whole.shard.count) if index not in by_index]
+    if missing:
+        raise NormfuseError(f"of {whole.shard.count} shards {', '.join(missing)} are missing; give the parts of all")
+    for _, state in parts[1:]:
+        for stored, sums in state.sums.items():
+            whole.sums[stored].merge(sums)
+    if not advance(whole, plan, digests):
+        raise NormfuseError("the shards had other batches in the first pass; give each the same in every pass")
+    return whole
+
+
+def _same_known(one: State, other: State) -> bool:
+    return one.known.keys() == other.known.keys() and all(
+        one.known[stored].mean.tobytes() == other.known[stored].mean.tobytes()
+        and one.known[stored].variance.tobytes() == other.known[stored].variance.tobytes()
+        for stored in one.known
+    )

@@ -1,0 +1,248 @@
+"""How far a calibration has come, as a value and as a file: `State`, a checkpoint, the part of a shard, or parts merged.
+
+A file is a .npz archive: a header in JSON, the statistics of the layers that are done, and the exact sums of those that
+are being measured. It names the model, the settings and the batches by their SHA-256, and is of use for these alone.
+
+    checkpoint    pass k, some of its batches
+    part          pass k, all batches of one shard
+    merged        pass k + 1, none of its batches
+"""
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from normfuse.batches import WHOLE, Batch, Shard
+from normfuse.errors import ModelError, NormfuseError
+from normfuse.measuring import Flow
+from normfuse.population import Estimator, Moments, Statistics, Sums
+from normfuse.serialization import SMALLEST_EXTERNAL, to_proto
+from normfuse.sparse import SparseTensor
+from normfuse.storage import to_bytes, validate_place, write
+from normfuse.stored import Stored
+from normfuse.superaccumulator import DIGITS, Superaccumulator
+from normfuse.tensors import constants, in_memory, place
+
+FORMAT = "normfuse calibration 1"
+
+Plan = list[list[Stored]]
+"""What is measured in each pass."""
+
+
+class Digest:
+    """The SHA-256 of batches, in their order."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, batch: Batch) -> None:
+        """Adds a batch: names, dtypes, shapes and numbers."""
+        for name in sorted(batch):
+            array = batch[name]
+            self._hash.update(repr((name, array.dtype.str, array.shape)).encode())
+            if array.dtype.kind == "O":  # strings
+                self._hash.update(repr(array.tolist()).encode())
+            else:
+                self._hash.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+
+    def __str__(self) -> str:
+        return self._hash.hexdigest()
+
+
+@dataclass(slots=True)
+class State:
+    """How far a calibration has come.
+
+    Attributes:
+        model: SHA-256 of the model.
+        estimator: `mean` or `pooled`.
+        flow: `levels` or `batch`.
+        passes: how many there are.
+        number: the pass that is under way, from 0; `passes` where all are done.
+        shard: whose batches are measured.
+        done: how many of them have been, in this pass.
+        complete: whether that was all of them.
+        digest: of those, as `Digest` has it.
+        first: digests of all batches in the first pass, by shard.
+        batches: how many there were in the pass before, all shards together.
+        known: the statistics of the passes that are done.
+        sums: those of the pass that is under way.
+        consistent: False while a batch is being added.
+    """
+
+    model: str
+    estimator: Estimator
+    flow: Flow
+    passes: int
+    number: int = 0
+    shard: Shard = WHOLE
+    done: int = 0
+    complete: bool = False
+    digest: str = field(default_factory=lambda: str(Digest()))
+    first: tuple[str, ...] = ()
+    batches: int = 0
+    known: dict[Stored, Statistics] = field(default_factory=dict)
+    sums: dict[Stored, Sums] = field(default_factory=dict)
+    consistent: bool = True
+
+    def begin(self, level: Sequence[Stored]) -> None:
+        """Begins a pass that measures some layers."""
+        self.done, self.complete, self.digest = 0, False, str(Digest())
+        self.sums = {stored: Sums(self.estimator, stored.channels) for stored in level}
+
+    def add(self, moments: Mapping[Stored, Moments], digest: str) -> None:
+        """Adds a batch of the shard."""
+        self.consistent = False
+        for stored, one in moments.items():
+            self.sums[stored].add(one)
+        self.done += 1
+        self.digest = digest
+        self.consistent = True
+
+    def save(self, path: str) -> None:
+        """Writes the state to a file, whole or not at all.
+
+        Raises:
+            NormfuseError: the file cannot be written.
+        """
+        header = {
+            "format": FORMAT,
+            "model": self.model,
+            "estimator": self.estimator,
+            "flow": self.flow,
+            "passes": self.passes,
+            "number": self.number,
+            "shard": [self.shard.index, self.shard.count],
+            "done": self.done,
+            "complete": self.complete,
+            "digest": self.digest,
+            "first": self.first,
+            "batches": self.batches,
+            "known": [stored.index for stored in self.known],
+            "sums": {stored.index: [one.batches, one.count] for stored, one in self.sums.items()},
+        }
+        arrays = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
+        for stored, statistics in self.known.items():
+            arrays[f"mean {stored.index}"], arrays[f"variance {stored.index}"] = statistics.mean, statistics.variance
+        for stored, sums in self.sums.items():
+            arrays[f"first {stored.index}"], arrays[f"second {stored.index}"] = sums.first.digits, sums.second.digits
+        content = io.BytesIO()
+        np.savez_compressed(content, allow_pickle=False, **arrays)
+        write([(path, lambda file: file.write(content.getvalue()))])
+
+
+def load_state(path: str, model: str, plan: Plan) -> State:
+    """Reads a state that was written for a model.
+
+    Args:
+        path: the file.
+        model: SHA-256 of the model.
+        plan: what is measured in each pass.
+
+    Raises:
+        NormfuseError: it cannot be read, or belongs to another model or another normfuse.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive)
+        header = json.loads(arrays["header"].tobytes())
+        if header["format"] != FORMAT:
+            raise NormfuseError(f"{path} was written by another version of normfuse; begin anew without it")
+        if header["model"] != model:
+            raise NormfuseError(f"{path} belongs to another model; give that, or another file")
+        return _state(header, arrays, plan)
+    except OSError as error:
+        raise NormfuseError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    except (AttributeError, EOFError, IndexError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise NormfuseError(f"{path} holds no state of a calibration; begin anew without it") from error
+
+
+def _state(header: dict[str, Any], arrays: Mapping[str, Any], plan: Plan) -> State:
+    """The state in a file.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    by_index = {stored.index: stored for level in plan for stored in level}
+    index, count = header["shard"]
+    state = State(
+        header["model"],
+        header["estimator"],
+        header["flow"],
+        int(header["passes"]),
+        int(header["number"]),
+        Shard(int(index), int(count)),
+        int(header["done"]),
+        bool(header["complete"]),
+        str(header["digest"]),
+        tuple(map(str, header["first"])),
+        int(header["batches"]),
+    )
+    if state.passes != len(plan):
+        raise ValueError("it has another number of passes")
+    for key in header["known"]:
+        stored = by_index[key]
+        vectors = [_checked(arrays[f"{what} {key}"], np.float64, (stored.channels,)) for what in ("mean", "variance")]
+        state.known[stored] = Statistics(*vectors)
+    for text, (batches, elements) in header["sums"].items():
+        stored = by_index[int(text)]
+        sums = Sums(state.estimator, stored.channels, int(batches), int(elements))
+        digits = [_checked(arrays[f"{what} {text}"], np.int64, (stored.channels, DIGITS)) for what in _SUMS]
+        sums.first, sums.second = (Superaccumulator(stored.channels, array) for array in digits)
+        state.sums[stored] = sums
+    done = [stored for level in plan[: state.number] for stored in level]
+    if state.known.keys() != set(done) or state.sums.keys() != set(*plan[state.number : state.number + 1]):
+        raise ValueError("it has not the layers of its pass")
+    return state
+
+
+_SUMS = ("first", "second")
+
+
+def _checked(array: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(f"an array of {array.dtype} {array.shape} where {np.dtype(dtype)} {shape} should be")
+    return array
+
+
+def digest_of(model: ir.Model) -> str:
+    """The SHA-256 of a model, wherever its weights lie.
+
+    Raises:
+        ModelError: it cannot be written as ONNX.
+    """
+    found = hashlib.sha256()
+    stand_ins: dict[ir.Value, ir.TensorProtocol] = {}
+    apart: list[ir.TensorProtocol] = []
+    for value, tensor in constants(model):
+        if tensor.nbytes >= SMALLEST_EXTERNAL and not isinstance(tensor, SparseTensor | ir.StringTensor):
+            stand_ins[value] = place(tensor, "weights", 0)
+            apart.append(tensor)
+        elif isinstance(tensor, ir.ExternalTensor):
+            stand_ins[value] = in_memory(tensor)
+    proto = to_bytes(to_proto(model, stand_ins))
+    if proto is None:
+        raise ModelError("the model is larger than 2 GiB without its weights, more than protobuf can hold; split it")
+    found.update(proto)
+    for tensor in apart:
+        found.update(tensor.tobytes())
+    return found.hexdigest()
+
+
+def require_place(path: str) -> None:
+    """Makes sure that a state can be written to a path.
+
+    Raises:
+        NormfuseError: it cannot, or that is a model.
+    """
+    validate_place(path)
+    if os.path.splitext(path)[1] == ".onnx":
+        raise NormfuseError(f"{path} is the name of a model, and what is written there is none yet; end it with .npz")
