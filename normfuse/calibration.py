@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from normfuse.batches import WHOLE, Batch, Batches, batches_of
-from normfuse.calibration_passes import Say, advance, begun, check_first, planned, resumed, run_pass, silent
-from normfuse.calibration_state import State, require_place
+from normfuse.batches import Batch, Batches, batches_of
+from normfuse.calibration_passes import Say, advance, begun, check_first, resumed, run_pass, silent
+from normfuse.calibration_state import State, planned, require_place
 from normfuse.measuring import Flow
 from normfuse.model import Source, load, restore_kind
 from normfuse.pipeline import Result
@@ -217,7 +217,7 @@ def calibrated_of(
     plan, refusals = planned(model, estimator, flow)
     if checkpoint is not None:
         require_place(checkpoint)
-    state = resumed(checkpoint, model, plan, estimator, flow, WHOLE)
+    state = resumed(checkpoint, model, estimator, flow)
     if state is None:
         state = begun(model, plan, estimator, flow)
     else:

@@ -14,10 +14,8 @@ import onnx_ir as ir
 from normfuse.batches import WHOLE, Batches, Shard
 from normfuse.calibration_state import Digest, Plan, State, digest_of, load_state
 from normfuse.errors import NormfuseError
-from normfuse.measuring import FLOWS, Flow, Measurer, lone
-from normfuse.population import ESTIMATORS, Estimator
-from normfuse.report import Refusal
-from normfuse.stored import find
+from normfuse.measuring import Flow, Measurer, lone
+from normfuse.population import Estimator
 
 Say = Callable[[str, float, float | None], None]
 """Called with what is being done, how much of it is done, and how much there is, where that is known."""
@@ -30,32 +28,6 @@ def silent(doing: str, done: float, total: float | None) -> None:
     """Says nothing."""
 
 
-def planned(model: ir.Model, estimator: str, flow: str) -> tuple[Plan, list[Refusal]]:
-    """Which BatchNormalizations are measured in which pass, and who is not measured.
-
-    Raises:
-        NormfuseError: there is none to measure, or an option is not known.
-    """
-    for what, chosen, choices in (("estimator", estimator, ESTIMATORS), ("flow", flow, FLOWS)):
-        if chosen not in choices:
-            raise NormfuseError(f"there is no {what} {chosen!r}; choose one of {', '.join(choices)}")
-    found, refusals = find(model)
-    if not found and refusals:
-        more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
-        raise NormfuseError(
-            f"no BatchNormalization can be calibrated: {refusals[0].node!r}: {refusals[0].reason}{more}"
-        )
-    if not found:
-        raise NormfuseError(
-            "the model has no BatchNormalization: what is folded into weights cannot be estimated anew; export it with "
-            "its BatchNormalizations kept, calibrate that, then optimize it"
-        )
-    if flow == "batch":
-        return [found], refusals
-    levels = sorted({stored.level for stored in found})
-    return [[stored for stored in found if stored.level == level] for level in levels], refusals
-
-
 def begun(model: ir.Model, plan: Plan, estimator: Estimator, flow: Flow) -> State:
     """The state before the first pass."""
     state = State(digest_of(model), estimator, flow, len(plan))
@@ -63,9 +35,7 @@ def begun(model: ir.Model, plan: Plan, estimator: Estimator, flow: Flow) -> Stat
     return state
 
 
-def resumed(
-    path: str | None, model: ir.Model, plan: Plan, estimator: Estimator, flow: Flow, shard: Shard
-) -> State | None:
+def resumed(path: str | None, model: ir.Model, estimator: Estimator, flow: Flow, shard: Shard = WHOLE) -> State | None:
     """The state in a checkpoint; None where there is none yet.
 
     Raises:
@@ -73,7 +43,7 @@ def resumed(
     """
     if path is None or not os.path.exists(path):
         return None
-    state = load_state(path, digest_of(model), plan)
+    state = load_state(path, model, digest_of(model))
     check_settings(path, state, estimator, flow)
     if state.shard != shard:
         raise NormfuseError(f"{path} belongs to another shard; give the same, or another file")

@@ -1,4 +1,4 @@
-"""How far a calibration has come, as a value and as a file: `State`, a checkpoint, the part of a shard, or parts merged.
+"""How far a calibration has come, as a value and as a file: `State`.
 
 A file is a .npz archive: a header in JSON, the statistics of the layers that are done, and the exact sums of those that
 are being measured. It names the model, the settings and the batches by their SHA-256, and is of use for these alone.
@@ -22,12 +22,14 @@ import onnx_ir as ir
 
 from normfuse.batches import WHOLE, Batch, Shard
 from normfuse.errors import ModelError, NormfuseError
-from normfuse.measuring import Flow
-from normfuse.population import Estimator, Moments, Statistics, Sums
+from normfuse.measuring import FLOWS, Flow
+from normfuse.population import ESTIMATORS, Estimator, Moments, Statistics, Sums
+from normfuse.report import Refusal
+from normfuse.runtime import Array
 from normfuse.serialization import SMALLEST_EXTERNAL, to_proto
 from normfuse.sparse import SparseTensor
 from normfuse.storage import to_bytes, validate_place, write
-from normfuse.stored import Stored
+from normfuse.stored import Stored, find
 from normfuse.superaccumulator import DIGITS, Superaccumulator
 from normfuse.tensors import constants, in_memory, place
 
@@ -35,6 +37,32 @@ FORMAT = "normfuse calibration 1"
 
 Plan = list[list[Stored]]
 """What is measured in each pass."""
+
+
+def planned(model: ir.Model, estimator: str, flow: str) -> tuple[Plan, list[Refusal]]:
+    """Which BatchNormalizations are measured in which pass, and who is not measured.
+
+    Raises:
+        NormfuseError: there is none to measure, or an option is not known.
+    """
+    for what, chosen, choices in (("estimator", estimator, ESTIMATORS), ("flow", flow, FLOWS)):
+        if chosen not in choices:
+            raise NormfuseError(f"there is no {what} {chosen!r}; choose one of {', '.join(choices)}")
+    found, refusals = find(model)
+    if not found and refusals:
+        more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
+        raise NormfuseError(
+            f"no BatchNormalization can be calibrated: {refusals[0].node!r}: {refusals[0].reason}{more}"
+        )
+    if not found:
+        raise NormfuseError(
+            "the model has no BatchNormalization: what is folded into weights cannot be estimated anew; export it with "
+            "its BatchNormalizations kept, calibrate that, then optimize it"
+        )
+    if flow == "batch":
+        return [found], refusals
+    levels = sorted({stored.level for stored in found})
+    return [[stored for stored in found if stored.level == level] for level in levels], refusals
 
 
 class Digest:
@@ -129,7 +157,7 @@ class State:
             "known": [stored.index for stored in self.known],
             "sums": {stored.index: [one.batches, one.count] for stored, one in self.sums.items()},
         }
-        arrays = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
+        arrays: dict[str, Array] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
         for stored, statistics in self.known.items():
             arrays[f"mean {stored.index}"], arrays[f"variance {stored.index}"] = statistics.mean, statistics.variance
         for stored, sums in self.sums.items():
@@ -139,26 +167,26 @@ class State:
         write([(path, lambda file: file.write(content.getvalue()))])
 
 
-def load_state(path: str, model: str, plan: Plan) -> State:
+def load_state(path: str, model: ir.Model, digest: str) -> State:
     """Reads a state that was written for a model.
 
     Args:
         path: the file.
-        model: SHA-256 of the model.
-        plan: what is measured in each pass.
+        model: the model.
+        digest: its SHA-256, from `digest_of`.
 
     Raises:
         NormfuseError: it cannot be read, or belongs to another model or another normfuse.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = dict(archive)
         header = json.loads(arrays["header"].tobytes())
         if header["format"] != FORMAT:
             raise NormfuseError(f"{path} was written by another version of normfuse; begin anew without it")
-        if header["model"] != model:
+        if header["model"] != digest:
             raise NormfuseError(f"{path} belongs to another model; give that, or another file")
-        return _state(header, arrays, plan)
+        return _state(header, arrays, planned(model, header["estimator"], header["flow"])[0])
     except OSError as error:
         raise NormfuseError(f"cannot read {path}: {error.strerror or error}; check the path") from error
     except (AttributeError, EOFError, IndexError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:

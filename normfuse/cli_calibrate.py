@@ -3,15 +3,35 @@
 Only click is imported with this module, as with `normfuse.cli`.
 """
 
+import os
+from typing import TYPE_CHECKING
+
 import click
 
+from normfuse.errors import NormfuseError
 from normfuse.options import THREADS
 from normfuse.verb import Verb, print_json
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from normfuse.measuring import Flow
+    from normfuse.population import Estimator
 
 APPROXIMATION = (
     "--one-pass measures each layer behind layers that normalize by the statistics of the batch at hand, not by those "
     "that the model will hold: as training does, and the closer the larger the batches are"
 )
+
+
+def _read_shard(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Which shard of how many, from `2/8`, as 1 and 8; anything else is a usage error."""
+    if value is None:
+        return None
+    index, _, count = value.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 0 < int(index) <= int(count)):
+        raise click.BadParameter(f"{value!r} is not a shard of several, such as 2/8")
+    return int(index) - 1, int(count)
 
 
 @click.command(cls=Verb)
@@ -27,6 +47,22 @@ APPROXIMATION = (
 )
 @click.option("--one-pass", is_flag=True, help="Measure all layers at once, as torch's update_bn does.")
 @click.option("--dry-run", is_flag=True, help="Write nothing; print what would be written.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(),
+    metavar="FILE.npz",
+    help="Go on from there, and write there how far it has come; removed when all is done.",
+)
+@click.option(
+    "--shard",
+    callback=_read_shard,
+    metavar="I/N",
+    help="Measure the I-th of N shares of the batches in one pass, and write the part to -o.",
+)
+@click.option(
+    "--after", type=click.Path(), metavar="STATE.npz", help="With --shard: what --merge wrote of the last pass."
+)
+@click.option("--merge", is_flag=True, help="DATA are the parts of all shards of a pass: add them up.")
 @THREADS
 @click.option("-v", "--verbose", is_flag=True, help="Name every layer that was not measured.")
 def calibrate(
@@ -36,6 +72,10 @@ def calibrate(
     estimator: str,
     one_pass: bool,
     dry_run: bool,
+    checkpoint: str | None,
+    shard: tuple[int, int] | None,
+    after: str | None,
+    merge: bool,
     threads: int | None,
     verbose: bool,
     as_json: bool,
@@ -44,33 +84,74 @@ def calibrate(
 
     DATA are .npz, .npy or .safetensors files, each of them one batch, folders of such files, or URLs of either. Layers
     are measured behind layers that are right already: one pass over the data for each depth level.
+
+    On several machines, for each pass: --shard I/N -o PART.npz on each of them; --merge PART... -o STATE.npz on one;
+    the next pass with --after STATE.npz. The last --merge writes the model, the same that one machine would write.
     """
     if output is None and not dry_run:
         raise click.UsageError("where to? Give -o OUT.onnx; or --dry-run, which writes nothing")
+    if after is not None and shard is None:
+        raise click.UsageError("--after is where a shard of the next pass begins; give --shard, too")
+    told = {"--shard": shard, "--checkpoint": checkpoint, "--dry-run": dry_run, "--one-pass": one_pass}
+    for name in tuple(told) if merge else ("--dry-run",) if shard is not None else ():
+        if told[name]:
+            raise click.UsageError(f"{'--merge' if merge else '--shard'} does not go with {name}: leave that out")
     from normfuse.model import check_output, load, save
 
-    if output is not None:
-        check_output(output, model)
+    for path in (output, checkpoint):
+        if path is not None:
+            check_output(path, model)
+    if checkpoint is not None and output is not None and os.path.abspath(checkpoint) == os.path.abspath(output):
+        raise click.UsageError("--checkpoint and -o name the same file")
     if one_pass:
         click.echo(f"Warning: {APPROXIMATION}", err=True)
-    from normfuse import calibration, console_calibrate
-    from normfuse.batches import batches_of
+    from normfuse import console_calibrate
+    from normfuse.batches import Shard, batches_of
+    from normfuse.calibration import calibrated_of, concluded
+    from normfuse.calibration_state import planned, require_place
 
+    how: Estimator = "pooled" if estimator == "pooled" else "mean"
+    flow: Flow = "batch" if one_pass else "levels"
+    written = None if dry_run else output
+    result: ir.Model | None = None
     with console_calibrate.Bar(f"reading {model}") as bar:
         original = load(model)  # as onnx_ir.Model, whose external data stays external
-        report, calibrated = calibration.calibrated_of(
-            original,
-            batches_of(list(data), original),
-            "pooled" if estimator == "pooled" else "mean",
-            "batch" if one_pass else "levels",
-            threads,
-            bar.say,
-        )
-        written = None if dry_run else output
-        if written is not None:
-            save(calibrated, written)
-    if as_json:
+        if merge:
+            from normfuse.calibration_shards import merge_parts
+
+            state = merge_parts(original, data)
+            if state.number == state.passes:
+                refusals = planned(original, state.estimator, state.flow)[1]
+                report, result = concluded(original, state, refusals)
+        elif shard is not None:
+            from normfuse.calibration_shards import measure_shard
+
+            require_place(str(output))
+            batches, share = batches_of(list(data), original), Shard(*shard)
+            state = measure_shard(
+                original, batches, share, how, flow, after=after, checkpoint=checkpoint, threads=threads, say=bar.say
+            )
+        else:
+            batches = batches_of(list(data), original)
+            report, result = calibrated_of(original, batches, how, flow, threads, bar.say, checkpoint)
+        if result is None and written is not None:
+            require_place(written)
+            state.save(written)
+        elif result is not None and written is not None:
+            if written.endswith(".npz"):
+                raise NormfuseError(f"that was the last pass, and {written} no name of a model; end it with .onnx")
+            save(result, written)
+        if checkpoint is not None:
+            os.unlink(checkpoint)
+    if result is None:
+        where = {"pass": state.number + (not merge), "passes": state.passes, "batches": state.done or state.batches}
+        if as_json:
+            print_json("calibrate", {"model": model, "written": written, **where})
+            return
+        click.echo(console_calibrate.partial_line(state, merge))
+    elif as_json:
         print_json("calibrate", {"model": model, "written": written, **report.to_dict()})
+        return
     else:
         console_calibrate.print_calibration(report, verbose=verbose)
-        click.echo(f"written: {written}" if written is not None else "dry run: nothing written")
+    click.echo(f"written: {written}" if written is not None else "dry run: nothing written")

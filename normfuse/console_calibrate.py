@@ -9,6 +9,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from normfuse.calibration import Calibration, spread
+from normfuse.calibration_state import State
 from normfuse.tables import print_table, short, table
 
 
@@ -42,6 +43,20 @@ class Bar:
         self._bar.stop()
 
 
+def partial_line(state: State, merged: bool) -> str:
+    """What has been done of a calibration on several machines, and what comes next, in one line.
+
+    Args:
+        state: that of a shard, or of all of them.
+        merged: whether it is that of all of them.
+    """
+    if merged:
+        after = f"pass {state.number + 1} of {state.passes} is next: --shard I/N --after this file"
+        return f"{state.batches} batches of pass {state.number} of {state.passes} merged; {after}"
+    shard = f"shard {state.shard.index + 1}/{state.shard.count}"
+    return f"{shard}, pass {state.number + 1} of {state.passes}: {state.done} batches; --merge it with the other parts"
+
+
 def print_calibration(report: Calibration, *, verbose: bool = False) -> None:
     """Prints old and new statistics by their distance, and how far the outputs moved.
 
@@ -59,10 +74,11 @@ def print_calibration(report: Calibration, *, verbose: bool = False) -> None:
             *(f"{number:.3g}" for number in (drift[1], drift[2], *growth)),
         )
     print_table(rows)
-    moves = table("output", ">moved by", ">at most")
-    for output in report.outputs:
-        moves.add_row(short(output.name), f"{100 * output.relative:.3g} %", f"{output.largest:.3g}")
-    print_table(moves)
+    if report.outputs:
+        moves = table("output", ">moved by", ">at most")
+        for output in report.outputs:
+            moves.add_row(short(output.name), f"{100 * output.relative:.3g} %", f"{output.largest:.3g}")
+        print_table(moves)
     passes = f"{report.passes} pass" + ("es" if report.passes > 1 else "")
     print(f"{len(report.layers)} layers, {report.batches} batches, {passes}, estimator {report.estimator}")
     for refusal in report.refusals if verbose else report.refusals[:3]:
