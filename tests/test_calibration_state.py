@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from normfuse import calibration_passes
+from normfuse import calibration_passes, measuring
 from normfuse.batches import Shard, batches_of
 from normfuse.calibration import calibrate, concluded
 from normfuse.calibration_shards import measure_shard, merge_parts
@@ -58,14 +58,14 @@ class TestCheckpoint:
         path, measured = tmp_path / "checkpoint.npz", 0
         with pytest.raises(KeyboardInterrupt):
             calibrate(net(), Interrupted(3), checkpoint=path, flow="batch")
-        measure = calibration_passes.Measurer.measure
+        measure = measuring.Measurer.measure
 
         def counting(self: Any, batch: Any) -> Any:
             nonlocal measured
             measured += 1
             return measure(self, batch)
 
-        monkeypatch.setattr(calibration_passes.Measurer, "measure", counting)
+        monkeypatch.setattr(measuring.Measurer, "measure", counting)
         calibrate(net(), data(SIZES), checkpoint=path, flow="batch")
         assert measured == 2
 
