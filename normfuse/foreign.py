@@ -46,6 +46,8 @@ class Foreign(ir.Model, ABC):
     Attributes:
         kinds: the types that it computes in.
         like: an ONNX model with the same inputs, whose graph tells which values they may have.
+        example: one set of inputs that it takes, by name; empty where none is known.
+        notes: what the user should know of how it is judged.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Foreign(ir.Model, ABC):
         super().__init__(graph, ir_version=10)
         self.kinds = frozenset(kinds)
         self.like = like
+        self.example: Mapping[str, Array] = {}
+        self.notes: tuple[str, ...] = ()
 
     def clone(self, deep_copy: bool = False) -> Self:
         """Itself: nothing in it is ever edited."""

@@ -1,15 +1,19 @@
 """A pytest plugin: the fixture `assert_onnx_parity`, there in every test run where normfuse is installed.
 
-A parity test::
+Parity tests::
 
     def test_the_quick_model_computes_what_the_exported_one_computes(assert_onnx_parity):
         assert_onnx_parity("net.onnx", "net.fast.onnx")
+
+
+    def test_the_exported_model_computes_what_the_module_computes(assert_onnx_parity):
+        module, x = Net(), torch.randn(2, 3, 32, 32)
+        assert_onnx_parity(module, torch.onnx.export(module.eval(), (x,)), inputs=(x,))
 
 Only pytest is imported with this module: what a test needs is imported when it runs.
 """
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +33,7 @@ class AssertOnnxParity(Protocol):
         candidate: Any,
         *,
         data: Any = None,
+        inputs: Any = None,
         shapes: Mapping[str, Sequence[int] | int] | None = None,
         seeds: int = 2,
         provider: str = "cpu",
@@ -48,11 +53,17 @@ def assert_onnx_parity() -> AssertOnnxParity:
     It is called as assert_onnx_parity(reference, candidate, ...) with:
 
     * reference, candidate: the model as it was and as it became, in any mix of a path, bytes, an `onnx.ModelProto`, an
-      `onnx_ir.Model` and a `torch.onnx.ONNXProgram`.
+      `onnx_ir.Model`, a `torch.onnx.ONNXProgram` and a `torch.nn.Module`. A module stays as it is: what runs are deep
+      copies in eval mode, one in its own types and, where it is the reference, one in float64. Its nested outputs are
+      taken in the order in which `torch.onnx.export` makes them outputs.
     * data: inputs to judge on besides the probes: an .npz file, arrays by input name, or several of these.
+    * inputs: one more of these, as `torch.onnx.export` takes it: an array or tensor, a tuple of positional or a dict of
+      keyword arguments, nested as a module wants them. Two modules need it: there names, types and shapes are those of
+      the arrays in it. With an ONNX model on one side names, types and shapes are those of that model, and a module
+      without `inputs` is called by its parameters' names where these are the model's inputs, else by place.
     * shapes: shapes by input name, or sizes by the name of a dynamic dimension; by default sizes are tried out.
     * seeds: how often each kind of probe is drawn; 2 by default.
-    * provider: "cpu", or "cuda", where nothing may fall back to the CPU.
+    * provider: "cpu", or "cuda", where nothing may fall back to the CPU. Modules run where they are.
     * budget: seconds that float64 may take; the noise of the reference judges what it leaves. 60 by default.
 
     It returns the `normfuse.Parity`: .ratio, .bits_lost, .outputs, .notes.
@@ -70,6 +81,7 @@ def _assert_onnx_parity(
     candidate: Any,
     *,
     data: Any = None,
+    inputs: Any = None,
     shapes: Mapping[str, Sequence[int] | int] | None = None,
     seeds: int = 2,
     provider: str = "cpu",
@@ -77,10 +89,9 @@ def _assert_onnx_parity(
 ) -> "Parity":
     __tracebackhide__ = True
     from normfuse import verification
-    from normfuse.errors import NormfuseError
+    from normfuse.contestants import contestants
+    from normfuse.errors import NormfuseError, ParityError
 
-    for source in (reference, candidate):
-        _require_onnx(source)
     if provider not in ("cpu", "cuda"):
         raise NormfuseError(f"there is no provider {provider!r}; choose 'cpu' or 'cuda'")
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
@@ -88,27 +99,16 @@ def _assert_onnx_parity(
     if not budget >= 0:
         raise NormfuseError(f"budget is {budget!r}, no number of seconds")
     try:
-        parity = verification.verify(
-            reference, candidate, data=data, shapes=shapes, seeds=seeds, provider=provider, budget=budget
-        )
+        sides, example = contestants(reference, candidate, inputs)
+        own = [*([] if data is None else [data]), *example] or None
+        parity = verification.verify(*sides, data=own, shapes=shapes, seeds=seeds, provider=provider, budget=budget)
+    except ParityError as difference:
+        raise AssertionError(f"parity FAILED: {difference}\n{_sides(reference, candidate)}") from None
     except NormfuseError as error:
         raise error.with_traceback(None) from None
     if not parity.passed:
         raise AssertionError(told(parity, reference, candidate))
     return parity
-
-
-def _require_onnx(source: Any) -> None:
-    """Lets what can be read as an ONNX model pass, and tells those who have a torch module what to do."""
-    __tracebackhide__ = True
-    from normfuse.errors import NormfuseError
-
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(source, torch.nn.Module):
-        raise NormfuseError(
-            f"{type(source).__name__} is a torch module, no ONNX model; export it with torch.onnx.export(...), which "
-            "returns a program that can be given here"
-        )
 
 
 def told(parity: "Parity", reference: Any, candidate: Any) -> str:

@@ -129,7 +129,7 @@ def verify(
     say("loading both models")
     contest = Contest(*models, provider, stand_in=stand_in)
     deck, notes = deck_of(contest, data, shapes)
-    notes = [*contest.notes, *notes]
+    notes = [*contest.notes, *(note for model in models if isinstance(model, Foreign) for note in model.notes), *notes]
     kept = {value.name for value in models[1].graph.inputs}
     lost = [str(value.name) for value in models[0].graph.inputs if value.is_initializer() and value.name not in kept]
     if lost:

@@ -59,12 +59,6 @@ def test_what_cannot_be_used_is_an_error(tmp_path: Path) -> None:
             assert_parity(model(2.0), model(2.0), budget=budget)
 
 
-def test_a_torch_module_is_told_to_be_exported() -> None:
-    torch = pytest.importorskip("torch")
-    with pytest.raises(NormfuseError, match=r"Linear is a torch module.*torch\.onnx\.export"):
-        assert_parity(torch.nn.Linear(4, 4), model(2.0))
-
-
 def test_other_outputs_fail_and_the_message_says_so() -> None:
     other = model(2.0)
     other.graph.output[1].name = other.graph.node[1].output[0] = "w"

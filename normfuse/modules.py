@@ -1,0 +1,230 @@
+"""torch modules in a verification: as they are, and in float64.
+
+    y = a copy of the module in eval mode, on its own device, in its own types
+    y64 = a copy of it on the CPU, parameters and buffers in float64
+
+Nothing is run but deep copies, so the module stays as it is: its training flags, hooks, device, types and buffers. A
+module in training mode is judged as it computes in eval mode, which is what exporters write and what can be proved: in
+training mode a result depends on the batch and on chance. A note says so.
+
+In the float64 copy no operator may make a narrower float (`normfuse.wide`).
+"""
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import onnx_ir as ir
+
+from normfuse.calls import Array, Call, called_by_names, called_like, outputs_of, to_array, to_tensor
+from normfuse.errors import NormfuseError, ParityError, TargetError
+from normfuse.foreign import Foreign, signature
+from normfuse.oracle import OracleError
+from normfuse.probes import move
+
+if TYPE_CHECKING:
+    from normfuse.wide import Wide
+
+UNLIKE = 1e-3
+"""Two runs on the same inputs that are further apart than this, relative, make a result random."""
+
+
+def is_module(source: object) -> bool:
+    """Whether something is a `torch.nn.Module`; where torch is not imported, nothing is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.nn.Module)
+
+
+class TorchModule(Foreign):
+    """A torch module that takes part in a verification."""
+
+    def __init__(self, module: Any, call: Call, like: ir.Model | None = None, outputs: Sequence[str] = ()) -> None:
+        """Declares what a module takes and gives.
+
+        Args:
+            module: a `torch.nn.Module`.
+            call: how it is called.
+            like: an ONNX model with the same inputs and outputs; else the example of the call tells them.
+            outputs: names of the outputs where there is no such model.
+
+        Raises:
+            NormfuseError: it cannot be copied.
+        """
+        self._module, self._call = _copied(module), call
+        training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
+        self._module.eval()
+        self._ran: Ran | None = None
+        if like is not None:
+            inputs, declared = signature(like)
+        else:
+            rows = call.example.items()
+            inputs = [(name, ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)) for name, array in rows]
+            declared = [(name, None, None) for name in outputs]
+        tensors = [*module.parameters(), *module.buffers()]
+        kinds = {ir.DataType.from_numpy(to_array(tensor[:0] if tensor.ndim else tensor).dtype) for tensor in tensors}
+        super().__init__(inputs, declared, title=type(module).__name__, kinds=kinds, like=like)
+        self.example = call.example
+        if training:
+            parts = f"{training[0]!r}" + (f" and {len(training) - 1} more" if len(training) > 1 else "")
+            self.notes = (f"the torch module is in training mode ({parts}): judged as it computes in eval mode",)
+
+    def runner(self, name: str) -> "Ran":
+        """The module as it is."""
+        if self._ran is None:
+            outputs = [str(value.name) for value in self.graph.outputs]
+            self._ran = Ran(self._module, self._call, outputs, name)
+        return self._ran
+
+    def truth(self) -> "Wide":
+        """The module in float64.
+
+        Raises:
+            OracleError: it has no float64 form.
+        """
+        from normfuse.wide import Wide
+
+        try:
+            module = _copied(self._module).to("cpu").double()
+        except Exception as error:
+            raise OracleError(f"the torch module has no form in float64: {in_one_line(error)}") from error
+        return Wide(module, self._call, [str(value.name) for value in self.graph.outputs])
+
+    def moved(self) -> Self:
+        """The same with its weights moved by one unit in the last place."""
+        import torch
+
+        rng = np.random.default_rng(2)
+        other = copy.copy(self)
+        other._module, other._ran = _copied(self._module), None
+        with torch.no_grad():
+            for weight in other._module.parameters():
+                if weight.ndim > 1:
+                    weight.copy_(to_tensor(move(to_array(weight), rng)))
+        return other
+
+
+def torch_module(module: Any, inputs: Any = None, like: ir.Model | None = None) -> TorchModule:
+    """A module ready to take part.
+
+    Args:
+        module: a `torch.nn.Module`.
+        inputs: what it is called with, as for `torch.onnx.export`: a tensor or array, a tuple of positional or a dict
+            of keyword arguments, nested as the module wants them. What is neither tensor nor array stays as it is.
+        like: an ONNX model with the same inputs and outputs, from which names, types and shapes are taken.
+
+    Raises:
+        NormfuseError: it cannot be copied, or its inputs are not known, or not those of `like`.
+    """
+    names = None if like is None else [name for name, _, _ in signature(like)[0]]
+    if inputs is not None:
+        call = called_like(module, inputs, names)
+    elif names is not None:
+        call = called_by_names(module, names)
+    else:
+        raise NormfuseError("nothing says what the torch modules take: give inputs=(...), as for torch.onnx.export")
+    if like is not None:
+        return TorchModule(module, call, like)
+    first = Ran(_copied(module).eval(), call, None, "the torch module")
+    first.run(call.example)
+    return TorchModule(module, call, None, first.outputs or ())
+
+
+class Ran:
+    """A module in eval mode on its own device and in its own types.
+
+    Attributes:
+        outputs: names of the outputs; until it is run first they may not be known.
+    """
+
+    def __init__(self, module: Any, call: Call, outputs: Sequence[str] | None, name: str) -> None:
+        """Takes a module that nobody else runs.
+
+        Args:
+            module: the module.
+            call: how it is called.
+            outputs: names of the outputs, where they are known.
+            name: what error messages call it.
+        """
+        self.outputs = outputs
+        self._module, self._call, self._name = module, call, name
+        self._sure = False
+
+    def run(self, inputs: Mapping[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
+        """Runs it once; the first time twice, to see that it gives the same again.
+
+        Raises:
+            TargetError: torch failed.
+            ParityError: it has not as many outputs as it should.
+            NormfuseError: it gives other results each time.
+        """
+        values = self._once(inputs)
+        if not self._sure:
+            again = self._once(inputs)
+            for name, value in values.items():
+                if not _alike(value, again[name]):
+                    raise NormfuseError(
+                        f"{self._name}: its output {name!r} is another one each time on the same inputs: it is random "
+                        "or keeps a state; nothing can be proved about it"
+                    )
+            self._sure = True
+        return {name: value for name, value in values.items() if names is None or name in names}
+
+    def _once(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        import torch
+
+        device = next((t.device for t in (*self._module.parameters(), *self._module.buffers())), "cpu")
+        try:
+            with torch.no_grad():
+                args, kwargs = self._call.arguments({n: to_tensor(inputs[n]).to(device) for n in self._call.names})
+                result = self._module(*args, **kwargs)
+        except Exception as error:
+            raise TargetError(f"{self._name}: torch failed to run it: {in_one_line(error)}") from error
+        leaves = outputs_of(result)
+        if self.outputs is None:
+            self.outputs = list(leaves)
+        return titled(leaves, self.outputs, self._name)
+
+
+def titled(leaves: Mapping[str, Array], outputs: Sequence[str], name: str) -> dict[str, Array]:
+    """What a module gave under the names of its outputs.
+
+    Args:
+        leaves: the arrays, in order.
+        outputs: the names, in order.
+        name: what error messages call the module.
+
+    Raises:
+        ParityError: there are more or fewer.
+    """
+    if len(leaves) != len(outputs):
+        raise ParityError(
+            f"{name} gives {len(leaves)} outputs ({', '.join(leaves)}), not {len(outputs)} ({', '.join(outputs)})"
+        )
+    return dict(zip(outputs, leaves.values(), strict=True))
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error of torch says first."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _alike(y: Array, other: Array) -> bool:
+    if y.shape != other.shape:
+        return False
+    if y.dtype.kind not in "fV":
+        return bool(np.array_equal(y, other))
+    wide = np.nan_to_num(y.astype(np.float64)), np.nan_to_num(other.astype(np.float64))
+    return bool(np.linalg.norm(wide[0] - wide[1]) <= UNLIKE * np.linalg.norm(wide[0]))
+
+
+def _copied(module: Any) -> Any:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise NormfuseError(
+            f"the torch module {type(module).__name__} cannot be copied, and is not run itself, so that it stays as it "
+            f"is: {in_one_line(error)}; export it and give the ONNX model instead"
+        ) from error
