@@ -129,7 +129,7 @@ class Contest:
         self.hidden = hidden_values(reference, candidate)
         self.owners = {hidden.title: hidden.output for hidden in self.hidden}
         self.axes = {hidden.title: hidden.axis for hidden in self.hidden if hidden.axis is not None}
-        self.precision = _precision(reference)
+        self.precision = precision_of(reference)
         if self.provider == "cuda" and levels == LEVELS == self.levels and self.precision.name == "float32":
             if any(foreign):
                 self.notes.append("not judged with TF32 on: one of the two is no ONNX model")
@@ -428,7 +428,7 @@ def _moved_tensor(tensor: ir.TensorProtocol, rng: np.random.Generator) -> ir.Ten
     return ir.LazyTensor(moved, tensor.dtype, ir.Shape(list(tensor.shape.numpy())), cache=False, name=tensor.name)
 
 
-def _precision(model: ir.Model) -> Precision:
+def precision_of(model: ir.Model) -> Precision:
     """That of the coarsest float type a model computes in; weights that are only cast do not count."""
     kinds: set[ir.DataType | None] = set(model.kinds) if isinstance(model, Foreign) else set()
     for graph in model.graphs():

@@ -82,8 +82,11 @@ class Foreign(ir.Model, ABC):
         """
 
     @abstractmethod
-    def truth(self) -> Truth:
+    def truth(self, *, widens: bool = True) -> Truth:
         """Runs it in float64.
+
+        Args:
+            widens: whether what it casts to a narrower type by itself is float64, too.
 
         Raises:
             OracleError: it has no float64 form.

@@ -77,7 +77,7 @@ class OutputParity:
         name: the output, or `output (before Sigmoid)` for what a saturating operator hides.
         dtype: its dtype.
         shapes: the shapes it took, one for each probe shape.
-        level: `disabled` (the proof) or `enabled` (what the user gets).
+        level: `disabled` (the proof), `enabled` (what the user gets), or `float64` (the formula: `normfuse.apart`).
         reference: E of the original in the worst family.
         candidate: E of the candidate in the worst family.
         ratio: pooled over families; at most 2 passes.

@@ -77,8 +77,11 @@ class TorchModule(Foreign):
             self._ran = Ran(self._module, self._call, outputs, name)
         return self._ran
 
-    def truth(self) -> "Wide":
+    def truth(self, *, widens: bool = True) -> "Wide":
         """The module in float64.
+
+        Args:
+            widens: whether what it casts to a narrower type by itself is float64, too.
 
         Raises:
             OracleError: it has no float64 form.
@@ -89,7 +92,7 @@ class TorchModule(Foreign):
             module = _copied(self._module).to("cpu").double()
         except Exception as error:
             raise OracleError(f"the torch module has no form in float64: {in_one_line(error)}") from error
-        return Wide(module, self._call, [str(value.name) for value in self.graph.outputs])
+        return Wide(module, self._call, [str(value.name) for value in self.graph.outputs], widens=widens)
 
     def moved(self) -> Self:
         """The same with its weights moved by one unit in the last place."""

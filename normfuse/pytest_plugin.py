@@ -13,14 +13,12 @@ Parity tests::
 Only pytest is imported with this module: what a test needs is imported when it runs.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
 if TYPE_CHECKING:
-    from normfuse.metric import OutputParity
     from normfuse.verification import Parity
 
 
@@ -48,7 +46,9 @@ def assert_onnx_parity() -> AssertOnnxParity:
 
     Both are run on inputs that tell near-equal formulas apart, and each is compared with the reference in float64: the
     candidate may lose one bit of accuracy against the reference, no more, whatever that itself loses. `normfuse verify`
-    judges in the same way; no tolerance is to be chosen.
+    judges in the same way; no tolerance is to be chosen. Where a module and an ONNX model are compared, two libraries
+    run them, which add up in other orders: then the formula may lose one bit, no more, and what the candidate's library
+    rounds besides may not exceed the ceiling of the dtype (1e-4 for float32); a note says how much that is.
 
     It is called as assert_onnx_parity(reference, candidate, ...) with:
 
@@ -70,7 +70,8 @@ def assert_onnx_parity() -> AssertOnnxParity:
 
     Raises:
         AssertionError: the candidate does not compute what the reference computes. The message tells for each output
-            the errors of both, their ratio, the bits that are lost and the worst probes.
+            the errors of both, their ratio, the bits that are lost and the worst probes, and for those that failed the
+            worst element: its index, what each side and float64 make of it, the seed and family of the probe.
         NormfuseError: it could not be judged: no model, no inputs, no such provider.
     """
     return _assert_onnx_parity
@@ -91,6 +92,7 @@ def _assert_onnx_parity(
     from normfuse import verification
     from normfuse.contestants import contestants
     from normfuse.errors import NormfuseError, ParityError
+    from normfuse.failure import sides, told
 
     if provider not in ("cpu", "cuda"):
         raise NormfuseError(f"there is no provider {provider!r}; choose 'cpu' or 'cuda'")
@@ -99,80 +101,13 @@ def _assert_onnx_parity(
     if not budget >= 0:
         raise NormfuseError(f"budget is {budget!r}, no number of seconds")
     try:
-        sides, example = contestants(reference, candidate, inputs)
+        both, example = contestants(reference, candidate, inputs)
         own = [*([] if data is None else [data]), *example] or None
-        parity = verification.verify(*sides, data=own, shapes=shapes, seeds=seeds, provider=provider, budget=budget)
+        parity = verification.verify(*both, data=own, shapes=shapes, seeds=seeds, provider=provider, budget=budget)
     except ParityError as difference:
-        raise AssertionError(f"parity FAILED: {difference}\n{_sides(reference, candidate)}") from None
+        raise AssertionError(f"parity FAILED: {difference}\n{sides(reference, candidate)}") from None
     except NormfuseError as error:
         raise error.with_traceback(None) from None
     if not parity.passed:
         raise AssertionError(told(parity, reference, candidate))
     return parity
-
-
-def told(parity: "Parity", reference: Any, candidate: Any) -> str:
-    """Why a parity failed, for people: the verdict, both sides, each output, what was judged, what to do next.
-
-    Args:
-        parity: the verdict.
-        reference: the model as it was.
-        candidate: the model as it became.
-    """
-    judge = {"oracle": "the reference in float64", "noise": "the reference's own noise"}[parity.judged_by]
-    lines = [f"parity FAILED: {parity.reason}", _sides(reference, candidate)]
-    if parity.outputs:
-        lines += ["", *_table([_head(), *map(_row, parity.outputs)]), ""]
-        lines.append(f"  judged by {judge} on {parity.probes} probes; a ratio of 2, which is one bit, passes")
-    lines += [f"  note: {note}" for note in parity.notes]
-    if _is_file(reference) and _is_file(candidate):
-        lines.append(f"  next: normfuse reduce {os.fspath(reference)} {os.fspath(candidate)}")
-        lines.append("        finds the first value that differs, and the smallest part of the model that shows it")
-    else:
-        lines.append(
-            "  next: save both as files; normfuse reduce REFERENCE CANDIDATE finds the first value that differs"
-        )
-    return "\n".join(lines)
-
-
-def _sides(reference: Any, candidate: Any) -> str:
-    return f"  reference: {_side(reference)}\n  candidate: {_side(candidate)}"
-
-
-def _side(source: Any) -> str:
-    """What a side is, in a few words."""
-    if _is_file(source):
-        return str(os.fspath(source))
-    kind = type(source)
-    if kind is bytes:
-        return f"{len(source):,} bytes"
-    return f"{kind.__module__.partition('.')[0]} {kind.__name__}"
-
-
-def _is_file(source: Any) -> bool:
-    return isinstance(source, str | os.PathLike)
-
-
-def _head() -> tuple[str, ...]:
-    return "output", "optimizer", "E reference", "E candidate", "ratio", "bits lost", "worst probes", ""
-
-
-def _row(output: "OutputParity") -> tuple[str, ...]:
-    import math
-
-    lost = math.log2(output.ratio) if output.ratio > 1 else 0.0
-    return (
-        output.name,
-        output.level,
-        f"{output.reference:.1e}",
-        f"{output.candidate:.1e}",
-        f"{output.ratio:.3g}",
-        f"{lost:.1f}",
-        output.family or "any",
-        "passed" if output.passed else "FAILED",
-    )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

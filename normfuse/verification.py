@@ -22,12 +22,13 @@ that depend on a random operator have nothing but noise: they are refused (`norm
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from typing import Any, Literal
 
 import onnx_ir as ir
 
+from normfuse.apart import FORMULA, are_apart, take_apart
 from normfuse.contest import Array, Contest, signature_difference
 from normfuse.errors import NormfuseError, ParityError
 from normfuse.foreign import Foreign
@@ -36,6 +37,7 @@ from normfuse.metric import OutputParity
 from normfuse.model import Source, load
 from normfuse.probes import data_probes, plan
 from normfuse.randomness import unprovable
+from normfuse.worst import Worst, worst_elements
 
 Data = str | PathLike[str] | Mapping[str, Array] | Collection[Any] | None
 
@@ -52,6 +54,7 @@ class Parity:
         judged_by: `oracle` (the float64 oracle) or `noise` (the reference's own noise).
         probes: how many sets of inputs were judged.
         reason: why it failed, in one line.
+        worst: the worst element of each output that failed, as far as it was found.
     """
 
     passed: bool
@@ -61,6 +64,7 @@ class Parity:
     judged_by: Literal["oracle", "noise"] = "oracle"
     probes: int = 0
     reason: str = ""
+    worst: tuple[Worst, ...] = ()
 
     @property
     def bits_lost(self) -> float:
@@ -135,7 +139,15 @@ def verify(
     if lost:
         named = ", ".join(map(repr, lost[:3])) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
         notes.append(f"initializers that a caller could set are constants in the candidate: {named}")
-    return _parity(judge(contest, deck, seeds, budget, say), notes)
+    judgement = judge(contest, deck, seeds, budget, say)
+    rows = judgement.verdicts()
+    if judgement.failed and are_apart(contest):
+        rows = take_apart(contest, deck, judgement, seeds, budget, say)
+    parity = _parity(judgement, rows, notes)
+    if not parity.passed:
+        say("looking for the worst elements")
+        parity = replace(parity, worst=worst_elements(contest, deck, judgement, rows, seeds, budget))
+    return parity
 
 
 def _loaded(source: Source | Foreign) -> ir.Model:
@@ -152,9 +164,8 @@ def require(parity: Parity) -> None:
         raise ParityError(parity.reason)
 
 
-def _parity(judgement: Judgement, notes: list[str]) -> Parity:
+def _parity(judgement: Judgement, outputs: Sequence[OutputParity], notes: list[str]) -> Parity:
     """The verdict on all outputs."""
-    outputs = judgement.verdicts()
     judged = {name for name, _ in judgement.tallies}
     moving = {name for (name, _), tally in judgement.tallies.items() if not tally.still}
     inner = {output: f"; judged as {title!r}" for title, output in judgement.contest.owners.items() if title in moving}
@@ -164,7 +175,8 @@ def _parity(judgement: Judgement, notes: list[str]) -> Parity:
     failed = [verdict for verdict in outputs if not verdict.passed]
     reason = judgement.failure
     if not reason and failed:
-        reason = f"output {failed[0].name!r}, optimizer {failed[0].level}: {failed[0].reason}"
+        how = "in float64" if failed[0].level == FORMULA else f"optimizer {failed[0].level}"
+        reason = f"output {failed[0].name!r}, {how}: {failed[0].reason}"
     if not reason and not judgement.probes:
         reason = "nothing could be judged: the reference ran on no probe"
     ratio = math.inf if judgement.failure or not outputs else max(verdict.ratio for verdict in outputs)

@@ -19,15 +19,17 @@ from normfuse.oracle import OracleError
 class Wide:
     """A copy of a module in float64, on the CPU."""
 
-    def __init__(self, module: Any, call: Call, outputs: Sequence[str]) -> None:
+    def __init__(self, module: Any, call: Call, outputs: Sequence[str], *, widens: bool = True) -> None:
         """Takes a copy whose parameters and buffers are float64 by now.
 
         Args:
             module: the copy.
             call: how it is called.
             outputs: names of the outputs.
+            widens: whether no operator may make a narrower float.
         """
         self._module, self._call, self._outputs = module, call, outputs
+        self._widens = widens
 
     def run(
         self, inputs: Mapping[str, Array], names: Collection[str] | None = None, *, deadline: float | None = None
@@ -41,7 +43,7 @@ class Wide:
 
         tensors = {name: _widened(to_tensor(inputs[name])) for name in self._call.names}
         try:
-            with torch.no_grad(), _widening(deadline):
+            with torch.no_grad(), _widening(deadline, self._widens):
                 args, kwargs = self._call.arguments(tensors)
                 leaves = outputs_of(self._module(*args, **kwargs))
         except OracleError:
@@ -52,8 +54,8 @@ class Wide:
         return {name: value for name, value in values.items() if names is None or name in names}
 
 
-def _widening(deadline: float | None) -> Any:
-    """A context in which no operator of torch makes a float narrower than float64."""
+def _widening(deadline: float | None, widens: bool) -> Any:
+    """A context that ends at a deadline, in which no operator of torch makes a float narrower than float64."""
     import torch
     from torch.utils import _pytree as tree
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -66,10 +68,12 @@ def _widening(deadline: float | None) -> Any:
     def widened(leaf: Any) -> Any:
         return _widened(retyped(leaf))
 
-    class Widening(TorchDispatchMode):
+    class Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if deadline is not None and time.perf_counter() > deadline:
                 raise OracleError(f"out of time at {func}")
+            if not widens:
+                return func(*args, **(kwargs or {}))
             # what is written in place must stay the tensor it is
             law = retyped if func._schema.is_mutable else widened
             args, kwargs = tree.tree_map(law, (args, kwargs or {}))
@@ -77,7 +81,7 @@ def _widening(deadline: float | None) -> Any:
             made = not any(isinstance(leaf, torch.Tensor) for leaf in tree.tree_leaves((args, kwargs)))
             return tree.tree_map(widened, result) if made else result
 
-    return Widening()
+    return Widening()  # type: ignore[no-untyped-call]  # nor here
 
 
 def _widened(leaf: Any) -> Any:

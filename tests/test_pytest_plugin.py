@@ -14,8 +14,8 @@ import onnx_ir as ir
 import pytest
 
 from normfuse.errors import ModelError, NormfuseError
+from normfuse.failure import told
 from normfuse.pytest_plugin import _assert_onnx_parity as assert_parity
-from normfuse.pytest_plugin import told
 from normfuse.verification import Parity
 
 
@@ -70,7 +70,7 @@ def test_the_message_names_both_files_and_what_to_do_next() -> None:
     text = told(Parity(False, float("inf"), (), reason="the inputs differ"), "a.onnx", Path("b.onnx"))
     assert text.splitlines()[0] == "parity FAILED: the inputs differ"
     assert "normfuse reduce a.onnx b.onnx" in text
-    assert "save both as files" in told(Parity(False, 1.0, ()), "a.onnx", b"12")
+    assert "save both as ONNX files" in told(Parity(False, 1.0, ()), "a.onnx", b"12")
 
 
 def test_in_a_test_run_it_passes_and_fails_without_inner_frames(tmp_path: Path) -> None:
