@@ -41,7 +41,7 @@ def model(body: str, shape: str = "2,30000", out: str = "2", **tensors: Any) -> 
     return proto
 
 
-AXES = {"axes": np.array([1], np.int64)}
+AXES: dict[str, Any] = {"axes": np.array([1], np.int64)}
 TOTAL = model("s = ReduceSum <keepdims = 0> (x, axes)  y = Mul (s, k)", **AXES, k=np.float32(1))
 
 
@@ -62,7 +62,7 @@ def test_a_wrong_factor_does_not_hide_in_the_rounding_of_a_long_sum() -> None:
     assert "the formulas differ" in str(caught.value)
 
 
-LAYER_NORM = {"epsilon": np.float32(1e-5), **AXES}
+LAYER_NORM: dict[str, Any] = {"epsilon": np.float32(1e-5), **AXES}
 ONE_PASS = """
     m = ReduceMean (x, axes)  q = Mul (x, x)  p = ReduceMean (q, axes)  n = Mul (m, m)  v = Sub (p, n)
     w = Abs (v)  e = Add (w, epsilon)  s = Sqrt (e)  d = Sub (x, m)  y = Div (d, s)

@@ -24,11 +24,11 @@ def model(body: str, shape: str = "N,4", **tensors: Any) -> onnx.ModelProto:
 
 
 def scaled(*factors: float) -> onnx.ModelProto:
-    return model("y = Mul (x, s)", s=np.float32(factors))
+    return model("y = Mul (x, s)", s=np.array(factors, np.float32))
 
 
 def test_the_worst_element_is_found_with_its_index_seed_and_values() -> None:
-    data = {"x": np.float32([[1, 2, 3, 4], [5, 6, -7, 8]])}
+    data = {"x": np.array([[1, 2, 3, 4], [5, 6, -7, 8]], np.float32)}
     parity = verify(scaled(1, 1, 1, 1), scaled(1, 1, 1.5, 1), data=data, shapes={"N": 3}, seeds=2)
     assert not parity.passed
     assert [(worst.output, worst.level) for worst in parity.worst] == [("y", "disabled"), ("y", "enabled")]
@@ -54,7 +54,7 @@ def test_the_largest_of_all_seeds_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_nan_where_there_should_be_none_is_the_worst() -> None:
-    data = {"x": np.float32([[1, 2, -3, 4e4]])}
+    data = {"x": np.array([[1, 2, -3, 4e4]], np.float32)}
     before, after = model("z = Abs (x)  y = Sqrt (z)"), model("y = Sqrt (x)")
     parity = verify(before, after, data=data, seeds=1)
     worst = parity.worst[0]
@@ -76,7 +76,7 @@ def test_integers_have_a_worst_element_too() -> None:
 
 def test_shapes_that_differ_have_none() -> None:
     before = model("y = Add (x, x)", "2,2")
-    after = model("a = Add (x, x)  y = Reshape (a, s)", "2,2", s=np.int64([4, 1]))
+    after = model("a = Add (x, x)  y = Reshape (a, s)", "2,2", s=np.array([4, 1], np.int64))
     after.graph.output[0].type.tensor_type.ClearField("shape")
     parity = verify(before, after, seeds=1)
     assert not parity.passed

@@ -312,7 +312,7 @@ class Jumping(Foreign):
     def runner(self, name: str) -> "Jumping":
         return self
 
-    def truth(self) -> "Jumping":
+    def truth(self, *, widens: bool = True) -> "Jumping":
         if not self.known:
             raise OracleError("no float64 form")
         return Jumping(())
