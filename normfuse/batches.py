@@ -28,6 +28,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.errors import NormfuseError
+from normfuse.passes.access import dims
 from normfuse.ports import inputs_of
 from normfuse.runtime import Array
 
@@ -47,12 +48,31 @@ class Header:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What the model says of an input.
+
+    Attributes:
+        name: of the input.
+        dtype: of its elements, where it says.
+        dims: for each axis its size, or the name of a dynamic dimension, or None; None where it does not even say how
+            many there are.
+    """
+
+    name: str
+    dtype: ir.DataType | None
+    dims: tuple[int | str | None, ...] | None
+
+
 class Signature:
     """The inputs of a model, and what may be fed to them."""
 
     def __init__(self, model: ir.Model) -> None:
-        self.inputs = inputs_of(model)
-        self.names = [str(value.name) for value in self.inputs]
+        self.inputs = [
+            Input(str(value.name), value.dtype, None if value.shape is None else tuple(dims(value) or ()))
+            for value in inputs_of(model)
+        ]
+        self.names = [value.name for value in self.inputs]
 
     def named(self, batch: Any, what: str) -> Mapping[str, Any]:
         """A batch as a mapping.
@@ -76,7 +96,8 @@ class Signature:
             NormfuseError: one is missing, or has a dtype or a shape that the model does not take.
         """
         sizes: dict[str, tuple[int, str]] = {}
-        for value, name in zip(self.inputs, self.names, strict=True):
+        for value in self.inputs:
+            name = value.name
             if name not in headers:
                 raise NormfuseError(f"{what} has no array for input {name!r}, only {', '.join(headers) or 'none'}")
             header = headers[name]
@@ -86,25 +107,24 @@ class Signature:
                 )
             if 0 in header.shape:
                 raise NormfuseError(f"{what}: the array for input {name!r} of shape {list(header.shape)} is empty")
-            if value.shape is None:
+            if value.dims is None:
                 continue
-            if len(value.shape) != len(header.shape):
+            if len(value.dims) != len(header.shape):
                 raise NormfuseError(
-                    f"{what}: input {name!r} has {len(value.shape)} dimensions, the array {len(header.shape)} "
+                    f"{what}: input {name!r} has {len(value.dims)} dimensions, the array {len(header.shape)} "
                     f"(shape {list(header.shape)})"
                 )
-            for axis, (dim, size) in enumerate(zip(value.shape, header.shape, strict=True)):
-                if isinstance(dim, int):
-                    if dim > 0 and dim != size:
-                        hint = "; export the model with a dynamic batch, or split the data" if axis == 0 else ""
-                        raise NormfuseError(
-                            f"{what}: axis {axis} of input {name!r} has size {dim}, that of the array {size}{hint}"
-                        )
-                elif dim.value and dim.value not in ("?", "-1"):
-                    other, first = sizes.setdefault(dim.value, (size, name))
+            for axis, (dim, size) in enumerate(zip(value.dims, header.shape, strict=True)):
+                if isinstance(dim, int) and dim > 0 and dim != size:
+                    hint = "; export the model with a dynamic batch, or split the data" if axis == 0 else ""
+                    raise NormfuseError(
+                        f"{what}: axis {axis} of input {name!r} has size {dim}, that of the array {size}{hint}"
+                    )
+                if isinstance(dim, str):
+                    other, first = sizes.setdefault(dim, (size, name))
                     if other != size:
                         raise NormfuseError(
-                            f"{what}: dimension {dim.value!r} is {other} in input {first!r}, {size} in {name!r}"
+                            f"{what}: dimension {dim!r} is {other} in input {first!r}, {size} in {name!r}"
                         )
 
     def fed(self, batch: Any, what: str) -> Batch:
@@ -116,8 +136,8 @@ class Signature:
         arrays = {str(name): np.asarray(array) for name, array in self.named(batch, what).items()}
         self.check({name: Header(array.dtype, array.shape) for name, array in arrays.items()}, what)
         return {
-            name: arrays[name] if value.dtype is None else arrays[name].astype(value.dtype.numpy(), copy=False)
-            for value, name in zip(self.inputs, self.names, strict=True)
+            one.name: arrays[one.name] if one.dtype is None else arrays[one.name].astype(one.dtype.numpy(), copy=False)
+            for one in self.inputs
         }
 
 

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from normfuse.batches import Batch, Batches, batches_of
 from normfuse.calibration_passes import Say, advance, begun, check_first, resumed, run_pass, silent
-from normfuse.calibration_state import State, planned, require_place
+from normfuse.calibration_state import Plan, State, planned, require_place
 from normfuse.measuring import Flow
 from normfuse.model import Source, load, restore_kind
 from normfuse.pipeline import Result
@@ -158,6 +158,7 @@ def calibrate(
     flow: Flow = "levels",
     threads: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    scheduler: str | None = None,
     progress: Say | None = None,
 ) -> Calibrated:
     """Estimates the population statistics of all BatchNormalizations of a model anew.
@@ -171,6 +172,8 @@ def calibrate(
             which every layer normalizes by the statistics of the batch, as in training.
         threads: intra-op threads; all processors where None.
         checkpoint: a file to go on from, and to write how far it has come to; removed when all is done.
+        scheduler: the address of a dask.distributed scheduler whose workers do the passes, or `local` for a cluster on
+            this machine; None for this process alone.
         progress: called with what is being done, how much of it is done, and how much there is.
 
     Returns:
@@ -194,7 +197,7 @@ def calibrate(
     original = load(source)
     path = None if checkpoint is None else os.fspath(checkpoint)
     read = batches_of(batches, original)
-    report, calibrated = calibrated_of(original, read, estimator, flow, threads, progress or silent, path)
+    report, calibrated = calibrated_of(original, read, estimator, flow, threads, progress or silent, path, scheduler)
     model = restore_kind(calibrated, source)
     if path is not None:
         os.unlink(path)
@@ -209,6 +212,7 @@ def calibrated_of(
     threads: int | None = None,
     say: Say = silent,
     checkpoint: str | None = None,
+    scheduler: str | None = None,
 ) -> tuple[Calibration, ir.Model]:
     """The report, and a copy with new statistics, for a model that `normfuse.model.load` returned; see `calibrate`.
 
@@ -217,6 +221,32 @@ def calibrated_of(
     plan, refusals = planned(model, estimator, flow)
     if checkpoint is not None:
         require_place(checkpoint)
+    if scheduler is not None:
+        from normfuse.calibration_dask import measured_on
+
+        same = True
+        state = measured_on(scheduler, model, batches, estimator, flow, threads=threads, say=say, checkpoint=checkpoint)
+    else:
+        state, same = _measured(model, batches, plan, estimator, flow, threads, say, checkpoint)
+    report, result = concluded(model, state, refusals)
+    if not same:
+        report.notes.append("the batches, or their order, were not the same in each pass: another run may differ")
+    say("comparing the outputs", 0, None)
+    report.outputs = moved(model, result, islice(batches.read(), COMPARED), threads)
+    return report, result
+
+
+def _measured(
+    model: ir.Model,
+    batches: Batches,
+    plan: Plan,
+    estimator: Estimator,
+    flow: Flow,
+    threads: int | None,
+    say: Say,
+    checkpoint: str | None,
+) -> tuple[State, bool]:
+    """The state after all passes in this process, and whether each of them had the same batches."""
     state = resumed(checkpoint, model, estimator, flow)
     if state is None:
         state = begun(model, plan, estimator, flow)
@@ -229,12 +259,7 @@ def calibrated_of(
         same &= advance(state, plan, [state.digest])
     if checkpoint is not None:
         state.save(checkpoint)
-    report, result = concluded(model, state, refusals)
-    if not same:
-        report.notes.append("the batches, or their order, were not the same in each pass: another run may differ")
-    say("comparing the outputs", 0, None)
-    report.outputs = moved(model, result, islice(batches.read(), COMPARED), threads)
-    return report, result
+    return state, same
 
 
 def concluded(model: ir.Model, state: State, refusals: Iterable[Refusal]) -> tuple[Calibration, ir.Model]:

@@ -62,6 +62,11 @@ def _read_shard(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option(
     "--after", type=click.Path(), metavar="STATE.npz", help="With --shard: what --merge wrote of the last pass."
 )
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Let the workers of a dask.distributed scheduler do it; `local` starts some on this machine.",
+)
 @click.option("--merge", is_flag=True, help="DATA are the parts of all shards of a pass: add them up.")
 @THREADS
 @click.option("-v", "--verbose", is_flag=True, help="Name every layer that was not measured.")
@@ -75,6 +80,7 @@ def calibrate(
     checkpoint: str | None,
     shard: tuple[int, int] | None,
     after: str | None,
+    scheduler: str | None,
     merge: bool,
     threads: int | None,
     verbose: bool,
@@ -92,8 +98,14 @@ def calibrate(
         raise click.UsageError("where to? Give -o OUT.onnx; or --dry-run, which writes nothing")
     if after is not None and shard is None:
         raise click.UsageError("--after is where a shard of the next pass begins; give --shard, too")
-    told = {"--shard": shard, "--checkpoint": checkpoint, "--dry-run": dry_run, "--one-pass": one_pass}
-    for name in tuple(told) if merge else ("--dry-run",) if shard is not None else ():
+    told = {
+        "--dry-run": dry_run,
+        "--scheduler": scheduler,
+        "--shard": shard,
+        "--checkpoint": checkpoint,
+        "--one-pass": one_pass,
+    }
+    for name in tuple(told) if merge else ("--dry-run", "--scheduler") if shard is not None else ():
         if told[name]:
             raise click.UsageError(f"{'--merge' if merge else '--shard'} does not go with {name}: leave that out")
     from normfuse.model import check_output, load, save
@@ -133,7 +145,7 @@ def calibrate(
             )
         else:
             batches = batches_of(list(data), original)
-            report, result = calibrated_of(original, batches, how, flow, threads, bar.say, checkpoint)
+            report, result = calibrated_of(original, batches, how, flow, threads, bar.say, checkpoint, scheduler)
         if result is None and written is not None:
             require_place(written)
             state.save(written)

@@ -1,5 +1,6 @@
 """`calibrate` estimates the statistics anew that BatchNormalizations hold, on ONNX models alone."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -431,3 +432,9 @@ class TestBatches:
     def test_what_is_no_iterable(self) -> None:
         with pytest.raises(NormfuseError, match="a int holds no batches"):
             calibrate(net(), 3)
+
+
+def test_a_cluster_without_dask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(NormfuseError, match=r"is not installed; run: pip install normfuse\[cluster\]"):
+        calibrate(net(), data(), scheduler="local")

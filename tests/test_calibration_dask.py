@@ -1,0 +1,77 @@
+"""A cluster finds the same bits as one process."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from normfuse.calibration import calibrate
+from normfuse.errors import NormfuseError
+from tests.test_calibration import data, net
+from tests.test_calibration_state import SIZES
+from tests.test_cli_calibrate import folder as folder  # a fixture
+from tests.test_cli_calibrate import model as model  # a fixture
+from tests.test_cli_calibrate import run
+
+distributed = pytest.importorskip("distributed")
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """Two workers in this process."""
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.mark.parametrize("flow", ["levels", "batch"])
+@pytest.mark.parametrize("estimator", ["mean", "pooled"])
+def test_it_is_what_one_process_finds(flow: Any, estimator: Any, scheduler: str) -> None:
+    found = calibrate(net(), data(SIZES), flow=flow, estimator=estimator, scheduler=scheduler)
+    expected = calibrate(net(), data(SIZES), flow=flow, estimator=estimator)
+    assert found.model == expected.model
+    assert found.report.to_dict() == expected.report.to_dict()
+
+
+def test_it_goes_on_from_what_one_process_has_found(scheduler: str, tmp_path: Path) -> None:
+    from tests.test_calibration_state import Interrupted
+
+    path = tmp_path / "checkpoint.npz"
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(net(), Interrupted(7), checkpoint=path)
+    with pytest.raises(NormfuseError, match="the first pass had other batches"):
+        calibrate(net(), data(SIZES[1:]), checkpoint=path, scheduler=scheduler)
+    found = calibrate(net(), data(SIZES), checkpoint=path, scheduler=scheduler)
+    assert found.model == calibrate(net(), data(SIZES)).model
+    assert not path.exists()
+
+
+def test_an_error_on_a_worker_is_that_of_one_process(scheduler: str) -> None:
+    batches = data(SIZES)
+    batches[3]["x"][0] = float("nan")
+    with pytest.raises(NormfuseError, match="reads NaN or infinities"):
+        calibrate(net(), batches, scheduler=scheduler)
+
+
+def test_batches_that_cannot_be_counted(scheduler: str) -> None:
+    with pytest.raises(NormfuseError, match="needs batches that can be counted"):
+        calibrate(net(), iter(data()), scheduler=scheduler)
+
+
+def test_a_scheduler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from normfuse import calibration_dask
+
+    monkeypatch.setattr(calibration_dask, "_PATIENCE", "100ms")
+    with pytest.raises(NormfuseError, match=r"cannot reach a scheduler at tcp://127\.0\.0\.1:9"):
+        calibrate(net(), data(), scheduler="tcp://127.0.0.1:9")
+    with pytest.raises(NormfuseError, match="cannot reach a scheduler at nonsense"):
+        calibrate(net(), data(), scheduler="nonsense")
+
+
+def test_a_local_cluster_on_the_command_line(model: Path, folder: Path, tmp_path: Path) -> None:
+    done = run(model, folder, "-o", tmp_path / "new.onnx", "--scheduler", "local")
+    assert done.exit_code == 0, done.output
+    assert onnx.load(tmp_path / "new.onnx") == calibrate(net(), data()).model
