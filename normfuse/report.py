@@ -170,10 +170,6 @@ class Report:
     left_out: list[tuple[str, tuple[str, ...], str]] = field(default_factory=list)
     parity: "Parity | None" = None
 
-    def by_rule(self) -> dict[str, int]:
-        """How often each rule changed something, most frequent first."""
-        return dict(Counter(change.rule for change in self.changes).most_common())
-
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values."""
         return {
