@@ -9,7 +9,6 @@ a change is only given at its true sizes.
 """
 
 import math
-import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +29,7 @@ from normfuse.probes import Plan, Probe, plan
 from normfuse.randomness import unprovable
 from normfuse.report import Certificate, Change
 from normfuse.runtime import session
+from normfuse.stopwatch import Stopwatch
 
 ATTEMPTS = 8
 """How often a model is rewritten anew to leave out what failed."""
@@ -84,13 +84,13 @@ class Certifier(Journal):
         """Cuts out the nodes that a change will touch."""
         if self._left <= 0:
             return f"the budget of {self._budget:g} s for certificates is used up"
-        start = time.perf_counter()
+        watch = Stopwatch()
         try:
             return Region(self.model, nodes)
         except RefusedError as refused:
             return str(refused)
         finally:
-            self._left -= time.perf_counter() - start
+            self._left -= watch.seconds
 
     def after(self, seen: object, change: Change, opset: int | None = None) -> None:
         """Judges a change."""
@@ -98,9 +98,9 @@ class Certifier(Journal):
             self.certificates.append(Certificate(change.rule, change.nodes, (), (), "not judged", reason=str(seen)))
             return
         self._say(f"judging {change.rule} of {change.nodes[0] if change.nodes else 'the model'}")
-        start = time.perf_counter()
+        watch = Stopwatch()
         certificate = self._certificate(seen, change, opset)
-        self._left -= time.perf_counter() - start
+        self._left -= watch.seconds
         self.certificates.append(certificate)
         if certificate.verdict == "failed":
             self.failed[change.rule, change.nodes] = f"its certificate failed: {certificate.reason}"

@@ -30,7 +30,11 @@ _TRANSPARENT = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "
 _SATURATING = frozenset({"Sigmoid", "Softmax", "Tanh"})
 _NO_KERNEL = "NOT_IMPLEMENTED"
 """What ONNX Runtime says where a provider has no kernel for a node."""
-_LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_WEIGHED = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "InstanceNormalization", "LayerNormalization"}
+    | {"Add", "Div", "Mul", "Sub"}
+)
+"""Operators whose constants are weights: each was rounded once, and what is computed of them is rounded again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,7 +400,7 @@ def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 
 def _with_moved_weights(model: ir.Model) -> ir.Model:
-    """A copy whose weights of linear operators are moved by one unit in the last place, as one rounding may."""
+    """A copy whose weights of linear and affine operators are moved by one unit in the last place, as by rounding."""
     if isinstance(model, Foreign):
         return model.moved()
     copy, rng = model.clone(), np.random.default_rng(2)
@@ -412,8 +416,8 @@ def _with_moved_weights(model: ir.Model) -> ir.Model:
 
 
 def _is_weight(value: ir.Value) -> bool:
-    """Whether a linear operator reads a value."""
-    return any(node.op_type in _LINEAR for node, _ in value.uses())
+    """Whether a linear or affine operator reads a value."""
+    return any(node.op_type in _WEIGHED for node, _ in value.uses())
 
 
 def _moved_tensor(tensor: ir.TensorProtocol, rng: np.random.Generator) -> ir.TensorProtocol:

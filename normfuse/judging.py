@@ -1,8 +1,8 @@
 """Runs probes through two models and gathers their errors: against the float64 oracle, or the original's noise."""
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from normfuse.oracle import Oracle, OracleError
 from normfuse.probes import SANE, Inputs, Plan, Probe, moved
 from normfuse.runtime import LEVELS, TF32, Level
 from normfuse.shaken import Shaken
+from normfuse.stopwatch import Stopwatch, wall_deadline
 from normfuse.streaming import ORACLE, oracle_bytes
 
 MARGIN = 4.0
@@ -57,9 +58,9 @@ class Judgement:
 
     Attributes:
         contest: the two models.
-        judged_by: what the truth was taken from.
+        judged_by: what the truth was taken from; `noise` where that holds of some families only.
         tallies: by output and level.
-        probes: how many were judged.
+        judged: how many probes of each family were judged.
         complete: whether every family was.
         refused: why this is no verdict, or empty.
         doubtful: whether that is because the oracle cannot be believed.
@@ -71,7 +72,7 @@ class Judgement:
         self.contest = contest
         self.judged_by = judged_by
         self.tallies: dict[tuple[str, Level], Tally] = {}
-        self.probes = 0
+        self.judged: Counter[str] = Counter()
         self.refused = ""
         self.doubtful = False
         self.complete = False
@@ -133,6 +134,24 @@ class Judgement:
         """One verdict for each output and level."""
         return [tally.verdict(level) for (_, level), tally in self.tallies.items()]
 
+    def keep_whole(self, families: Iterable[str]) -> frozenset[str]:
+        """Forgets the families of which not all probes were judged, and gives those that remain.
+
+        Args:
+            families: the family of each probe.
+        """
+        whole = frozenset(family for family, count in Counter(families).items() if self.judged[family] >= count)
+        for tally in self.tallies.values():
+            for family in [family for family in tally.families if family not in whole]:
+                del tally.families[family]
+        self.judged = Counter({family: self.judged[family] for family in whole})
+        return whole
+
+    @property
+    def probes(self) -> int:
+        """How many probes were judged."""
+        return self.judged.total()
+
     @property
     def failed(self) -> bool:
         """Whether what has been gathered is enough to fail the candidate."""
@@ -163,8 +182,10 @@ def judge(contest: Contest, deck: Deck, seeds: int, budget: float, say: Say) -> 
     if not judgement.refused:
         return judgement
     refused = judgement.refused
-    if judgement.doubtful or not judgement.failed:
-        judgement = judge_by_noise(contest, deck, seeds, budget, say)
+    if judgement.doubtful:
+        judgement = Judgement(contest, "noise")
+    if not judgement.failed:
+        judge_by_noise(judgement, deck, seeds, budget, say)
     judgement.notes.insert(0, refused)
     return judgement
 
@@ -185,18 +206,18 @@ def judge_by_oracle(contest: Contest, deck: Deck, seeds: int, budget: float, say
             f"{ORACLE / 1e9:.1f} GB"
         )
         return judgement
-    start = time.perf_counter()
+    watch = Stopwatch()
     try:
-        truths = _Truths(contest, start + budget)
+        truths = _Truths(contest, watch, budget)
         for seed in range(ROUNDS * seeds):
             if seed >= seeds and not judgement.marginal():
                 break
             share = 2 if judgement.marginal() else 4  # what chance may explain is worth another seed
-            if seed and time.perf_counter() - start > budget / share:
+            if seed and watch.seconds > budget / share:
                 judgement.notes.append(f"the budget of {budget:g} s allowed {seed} of {seeds} seeds")
                 break
             hands = _hands(deck, seed)
-            ran = contest.rehearse([inputs for _, inputs in hands], (budget - (time.perf_counter() - start)) / 2)
+            ran = contest.rehearse([inputs for _, inputs in hands], (budget - watch.seconds) / 2)
             for probe, (_, shifted) in hands[:ran]:
                 say(f"judging probes {probe.family!r}, seed {seed + 1}")
                 if not _judge_probe(judgement, truths, probe, shifted, seed):
@@ -209,11 +230,13 @@ def judge_by_oracle(contest: Contest, deck: Deck, seeds: int, budget: float, say
                 judgement.doubtful = True
                 break
     except OracleError as error:
-        families = len({family for tally in judgement.tallies.values() for family in tally.families})
+        families = len(judgement.judged)
         if judgement.complete:
             judgement.notes.append(f"the oracle judged {judgement.probes} probes, then stopped: {error}")
+        elif families:
+            judgement.refused = f"the float64 oracle judged {families} families, its own noise the others: {error}"
         else:
-            judgement.refused = f"judged by its own noise: the float64 oracle judged {families} families only: {error}"
+            judgement.refused = f"judged by its own noise: the float64 oracle judged no family: {error}"
     _note_runtime(judgement)
     return judgement
 
@@ -221,10 +244,10 @@ def judge_by_oracle(contest: Contest, deck: Deck, seeds: int, budget: float, say
 class _Truths:
     """The oracle on a time limit."""
 
-    def __init__(self, contest: Contest, deadline: float) -> None:
+    def __init__(self, contest: Contest, watch: Stopwatch, budget: float) -> None:
         self.oracle = contest.oracle()
         self._contest = contest
-        self._deadline = deadline
+        self._watch, self._budget = watch, budget
         self._names = [*contest.outputs, *(hidden.names[0] for hidden in contest.hidden)]
         self._slowness = 1.5
         fine = contest.precision.name == "float64" and isinstance(self.oracle, Oracle)
@@ -241,12 +264,16 @@ class _Truths:
         Raises:
             OracleError: it cannot be computed, or not in time.
         """
-        start = time.perf_counter()
-        if start + self._slowness * seconds > self._deadline:
+        start = self._watch.seconds
+        if start + self._slowness * seconds > self._budget:
             raise OracleError("the next probe would exceed the budget")
         values = self.oracle.run(probe.inputs, self._names, deadline=self._deadline)
-        self._slowness = max(1.5, (time.perf_counter() - start) / max(seconds, 1e-4))
+        self._slowness = max(1.5, (self._watch.seconds - start) / max(seconds, 1e-4))
         return self._contest.titled(values, 0)
+
+    @property
+    def _deadline(self) -> float:
+        return wall_deadline(self._budget - self._watch.seconds)
 
     def roundings(self, probe: Probe, truth: Values) -> list[Values]:
         """What roundings make of the original, by title, where the oracle is no finer than it: in float64.
@@ -281,13 +308,13 @@ def _hands(deck: Deck, seed: int) -> list[tuple[Probe, tuple[Inputs, Inputs]]]:
 def _judge_probe(judgement: Judgement, truths: _Truths, probe: Probe, shifted: Inputs, seed: int) -> bool:
     """Adds one probe; False where the candidate does not run on it."""
     contest = judgement.contest
-    start = time.perf_counter()
+    watch = Stopwatch()
     try:
         reference = contest.run(0, "disabled", probe.inputs)
     except TargetError as error:
         judgement.notes.append(f"the reference does not run on probes {probe.family!r}: {error}")
         return True
-    truth = truths.of(probe, time.perf_counter() - start)
+    truth = truths.of(probe, watch.seconds)
     roundings = truths.roundings(probe, truth)
     noise = [contest.run(0, "disabled", shifted), *roundings]
     for level in contest.levels:
@@ -304,7 +331,7 @@ def _judge_probe(judgement: Judgement, truths: _Truths, probe: Probe, shifted: I
             reference = contest.run(0, level, probe.inputs)
         judgement.add(level, probe.family, truth, reference, candidate, noise)
         _draw_again(judgement, level, probe, truth, reference, seed)
-    judgement.probes += 1
+    judgement.judged[probe.family] += 1
     return True
 
 
@@ -322,19 +349,20 @@ def _draw_again(judgement: Judgement, level: Level, probe: Probe, truth: Values,
         judgement.add_noise(level, probe.family, draw, truth, reference, values)
 
 
-def judge_by_noise(contest: Contest, deck: Deck, seeds: int, budget: float, say: Say) -> Judgement:
-    """Holds the candidate's distance from the original against the original's own noise."""
-    judgement = Judgement(contest, "noise")
-    deadline = time.perf_counter() + budget
+def judge_by_noise(judgement: Judgement, deck: Deck, seeds: int, budget: float, say: Say) -> None:
+    """Holds the candidate's distance from the original against the original's own noise, in families not yet judged."""
+    contest, judged = judgement.contest, judgement.keep_whole(probe.family for probe in deck.draw(0))
+    judgement.judged_by = "noise"
+    watch = Stopwatch()
     for seed in range(ROUNDS * seeds):
         if seed >= seeds and not judgement.marginal():
             break
-        hands = _hands(deck, seed)
-        ran = contest.rehearse([inputs for _, inputs in hands], deadline - time.perf_counter(), shaken=True)
+        hands = [hand for hand in _hands(deck, seed) if hand[0].family not in judged]
+        ran = contest.rehearse([inputs for _, inputs in hands], budget - watch.seconds, shaken=True)
         for number, (probe, (_, shifted)) in enumerate(hands):
-            if number == ran or (judgement.probes and not contest.streams and time.perf_counter() > deadline):
+            if number == ran or (judgement.probes and not contest.streams and watch.seconds > budget):
                 judgement.notes.append(f"the budget of {budget:g} s allowed {judgement.probes} probes")
-                return judgement
+                return
             say(f"measuring the noise of probes {probe.family!r}, seed {seed + 1}")
             try:
                 base = contest.run(0, "disabled", probe.inputs)
@@ -349,14 +377,13 @@ def judge_by_noise(contest: Contest, deck: Deck, seeds: int, budget: float, say:
             for level in contest.levels:
                 candidate = judgement.candidate(probe, level)
                 if candidate is None:
-                    return judgement
+                    return
                 if level == TF32:
                     noise = [contest.run(0, level, shifted)]
                 reference = others.get(level, others.get("enabled", base))
                 judgement.add(level, probe.family, base, {**base, **reference}, candidate, noise)
                 _draw_again(judgement, level, probe, base, {**base, **reference}, seed)
-            judgement.probes += 1
-    return judgement
+            judgement.judged[probe.family] += 1
 
 
 def _doubt(contest: Contest, judgement: Judgement, oracle: Truth, deck: Deck) -> str:

@@ -201,7 +201,7 @@ def _is_noise(model: onnx.ModelProto, optimized: onnx.ModelProto, provider: str)
                     return False
                 reference = contest.run(0, level, probe.inputs)
                 judgement.add(level, probe.family, truth, reference, candidate, noise)
-            judgement.probes += 1
+            judgement.judged[probe.family] += 1
     return bool(judgement.probes) and (not judgement.failed or judgement.marginal())
 
 

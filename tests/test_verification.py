@@ -15,6 +15,7 @@ import pytest
 import normfuse.contest
 from normfuse.errors import ParityError, TargetError
 from normfuse.foreign import Foreign
+from normfuse.judging import Judgement
 from normfuse.oracle import Oracle, OracleError
 from normfuse.runtime import has_provider
 from normfuse.verification import Parity, require, verify
@@ -328,6 +329,40 @@ def test_where_the_last_bit_decides_the_inputs_are_moved_until_it_shows(seeds: i
     assert parity.passed, parity
     assert parity.judged_by == ("oracle" if known else "noise")
     assert not verify(Jumping((), known), Jumping((1, 2, 3)), seeds=seeds).passed
+
+
+def test_the_noise_judges_the_families_that_the_oracle_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tired(Oracle):
+        runs = 0
+
+        def run(self, *arguments: Any, **settings: Any) -> dict[str, Array]:
+            self.runs += 1
+            if self.runs > 3:
+                raise OracleError("out of time")
+            return super().run(*arguments, **settings)
+
+    monkeypatch.setattr(normfuse.contest, "Oracle", Tired)
+    weights = conv_bn()
+    reference = model(SPELLED, weights)
+    parity = verify(reference, model("y = Conv (x, w, b)", fold(weights)), seeds=1)
+    assert parity.passed, parity
+    assert parity.judged_by == "noise"
+    assert any("judged 3 families, its own noise the others: out of time" in note for note in parity.notes)
+    assert parity.probes > 8
+    assert not verify(reference, model("y = Conv (x, w, b)", fold(weights, 0.1)), seeds=1).passed
+
+
+def test_a_family_that_the_oracle_left_in_the_middle_is_judged_by_noise_alone() -> None:
+    reference = model("y = Neg (x)", None, "float[N,4] x")
+    judgement = Judgement(normfuse.contest.Contest(reference, reference, "cpu"), "oracle")
+    x = np.ones((2, 4), np.float32)
+    for family, count in (("scale 1", 1), ("data", 2)):
+        for _ in range(count):
+            judgement.add("disabled", family, {"y": -x}, {"y": -x}, {"y": -x}, [])
+            judgement.judged[family] += 1
+    assert judgement.keep_whole(["scale 1", "data", "data", "data"]) == {"scale 1"}
+    assert judgement.probes == 1
+    assert list(judgement.tallies["y", "disabled"].families) == ["scale 1"]
 
 
 def test_weights_in_constants_are_moved_too() -> None:
