@@ -30,7 +30,8 @@ class Evaluated:
         self.name = name
         self.inputs = [str(value.name) for value in model.graph.inputs if not value.is_initializer()]
         self.outputs = [str(value.name) for value in model.graph.outputs]
-        self._dtypes = {str(value.name): value.dtype for value in model.graph.outputs}
+        stated = {str(value.name): value.dtype for value in model.graph.outputs}
+        self._dtypes = {name: dtype for name, dtype in stated.items() if dtype != ir.DataType.UNDEFINED}
         try:
             self._oracle = Oracle(model, upcast=False)
         except OracleError as error:

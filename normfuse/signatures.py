@@ -2,7 +2,9 @@
 
 - a node has as many inputs and outputs as its operator or function takes, and none of the required ones is missing;
 - its attributes have the types of the schema, and those that are required are there;
-- a Constant has one value.
+- a Constant has one value;
+- a Split has as many outputs as it says, and an axis is one that a tensor can have: the C++ code of onnx and of ONNX
+  Runtime does not check these, and ends the whole process, or writes out two billion dimensions.
 
 Attributes that no schema knows are let through: they say nothing to what reads the model here.
 """
@@ -22,6 +24,10 @@ from normfuse.errors import ModelError, NormfuseError
 
 _PLAIN = frozenset(map(ir.AttributeType, range(1, 5))) | frozenset(map(ir.AttributeType, range(6, 9)))
 """Types of attributes that can be let through unknown: numbers, strings, a tensor; not graphs and types."""
+
+
+_MOST_AXES = 1024
+"""Dimensions that a tensor can have, by far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,19 @@ def _broken(node: ir.Node, row: Signature) -> str:
             return f"lacks the attribute {name!r}"
     if node.op_type == "Constant" and (len(attributes) != 1 or next(iter(attributes)) not in row.kinds):
         return f"has the attributes {', '.join(map(repr, attributes)) or 'none'} where one value is expected"
+    return _fatal(node)
+
+
+def _fatal(node: ir.Node) -> str:
+    """What onnx and ONNX Runtime do not live through: attributes that they take for indices and counts."""
+    for name in ("axis", "num_outputs"):
+        number = node.attributes.get(name)
+        if number is None or number.type != ir.AttributeType.INT or number.is_ref():
+            continue
+        if name == "axis" and abs(number.as_int()) > _MOST_AXES:
+            return f"has the axis {number.as_int()}, which no tensor has"
+        if name == "num_outputs" and node.op_type == "Split" and number.as_int() != len(node.outputs):
+            return f"has num_outputs={number.as_int()}, but {len(node.outputs)} outputs"
     return ""
 
 

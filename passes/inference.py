@@ -50,7 +50,7 @@ def infer_shapes(model: ir.Model) -> None:
         inferred = _inferred(outline, data_prop=not long)
         if long and not _is_long(inferred):
             inferred = _inferred(outline, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+    except (onnx.shape_inference.InferenceError, IndexError, OverflowError, RuntimeError, ValueError):
         return
     _take_over([node for node in model.graph if _is_inferable(model, node)], model.graph, inferred.graph)
     name_dimensions(model)
@@ -103,6 +103,9 @@ def _outline(model: ir.Model) -> onnx.ModelProto:
     for domain, version in model.opset_imports.items():
         proto.opset_import.add(domain=domain, version=version)
     proto.functions.extend(ir.serde.serialize_function(function) for function in model.functions.values())
+    for function in proto.functions:
+        for node in function.node:
+            _cast(node)
     graph = proto.graph
     graph.name = "outline"
     inferred = [node for node in model.graph if _is_inferable(model, node)]
@@ -135,7 +138,8 @@ def _stand_in(node: ir.Node) -> onnx.NodeProto:
 
 
 def _pass_on(proto: onnx.NodeProto) -> None:
-    """Makes an Identity of an operator that keeps the shape, at any depth."""
+    """Makes an Identity or a Cast of an operator that keeps the shape, at any depth."""
+    _cast(proto)
     if proto.domain in _KEEPS_SHAPE.get(proto.op_type, ()) and not any(proto.output[1:]):
         proto.op_type, proto.domain = "Identity", ""
         del proto.input[1:], proto.output[1:], proto.attribute[:]
@@ -143,6 +147,18 @@ def _pass_on(proto: onnx.NodeProto) -> None:
         for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
             for inner in graph.node:
                 _pass_on(inner)
+
+
+def _cast(proto: onnx.NodeProto) -> None:
+    """Makes a Cast or an Identity of an operator at which onnx ends the process where it does not know the input."""
+    if proto.domain not in ("", "ai.onnx") or proto.op_type not in ("EyeLike", "RegexFullMatch"):
+        return
+    to = [one.i for one in proto.attribute if one.name == "dtype"]
+    if proto.op_type == "RegexFullMatch":
+        to = [onnx.TensorProto.BOOL]
+    proto.op_type = "Cast" if to else "Identity"
+    del proto.attribute[:]
+    proto.attribute.extend(onnx.helper.make_attribute("to", dtype) for dtype in to)
 
 
 def _is_inferable(model: ir.Model, node: ir.Node) -> bool:

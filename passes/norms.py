@@ -189,7 +189,9 @@ def layer_norm(node: ir.Node, weights: Weights) -> Norm:
     if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
         raise RefusedError("its mean or deviation is read")
     axis = attribute(node, "axis", -1)
-    axes = tuple(range(axis % rank if axis < 0 else axis, rank))
+    if not -rank <= axis < rank:
+        raise RefusedError(f"its input of {rank} dimensions has no axis {axis}")
+    axes = tuple(range(axis % rank, rank))
     stash = attribute(node, "stash_type", 1)
     dtype = ir.DataType(stash) if data.dtype is not None and stash != data.dtype else None
     if data.dtype == ir.DataType.DOUBLE:

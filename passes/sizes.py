@@ -99,6 +99,8 @@ def moved(node: ir.Node, inner: Sizes, weights: Weights) -> Sizes | None:
         return tuple(size for axis, size in enumerate(inner) if axis not in gone)
     rank = len(inner) + len(axes)
     new, rest = {axis % rank for axis in axes}, iter(inner)
+    if len(new) < len(axes):
+        return None
     return tuple(ONE if axis in new else next(rest) for axis in range(rank))
 
 

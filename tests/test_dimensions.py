@@ -66,3 +66,9 @@ def test_a_product_of_dimensions_is_one_name() -> None:
     assert extent.dim == "6·H·H·W"
     assert Extent.of([extent.dim]) == extent
     assert Extent.of([2, 3]) == Extent(6, ())
+
+
+def test_an_axis_that_is_made_twice_tells_no_dimensions() -> None:
+    model = ir.from_proto(build(f"{IMAGE} {{ y = Unsqueeze(x, axes) z = Relu(y) }}", axes=np.array([1, 1])))
+    infer_shapes(model)
+    assert _y(model).shape is None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.parser
 import onnx_ir as ir
@@ -14,7 +15,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from normfuse.errors import ModelError, NormfuseError
+from normfuse.evaluated import Evaluated
+from normfuse.inspection import inspect
 from normfuse.model import load
+from normfuse.passes.access import RefusedError
+from normfuse.passes.inference import infer_shapes
+from normfuse.passes.norms import read_norm
+from normfuse.passes.weights import Weights
 from normfuse.pipeline import optimize
 from scripts.hostile import hostile_file
 from scripts.mutations import WEIGHTS
@@ -67,6 +74,18 @@ def node(op_type: str, count: int, **attributes: Any) -> Callable[[], onnx.Model
     return made
 
 
+def split(stated: int) -> Callable[[], onnx.ModelProto]:
+    """A Split that says how many outputs it has, and has two."""
+
+    def made() -> onnx.ModelProto:
+        return onnx.parser.parse_model(
+            HEAD
+            + f"(float[1,6] x) => (float[1,3] y, float[1,3] z) {{ y, z = Split <axis=1, num_outputs={stated}> (x) }}"
+        )
+
+    return made
+
+
 def same_attribute() -> onnx.ModelProto:
     model = node("LeakyRelu", 1, alpha=0.5)()
     model.graph.node[0].attribute.append(helper.make_attribute("alpha", 0.1))
@@ -85,11 +104,78 @@ def same_attribute() -> onnx.ModelProto:
         (node("LeakyRelu", 1, alpha="x"), "of type STRING, not FLOAT"),
         (node("Constant", 0), "none where one value is expected"),
         (node("Relu", 1, body=onnx.GraphProto()), "GRAPH, which its operator does not have"),
+        (split(1), "num_outputs=1, but 2 outputs"),  # onnx and ONNX Runtime end the process at it
+        (split(2**62), "but 2 outputs"),
+        (node("LayerNormalization", 2, axis=2**31), "axis 2147483648, which no tensor has"),  # 2³¹ dimensions
     ],
 )
 def test_hostile_graphs_are_refused(make: Callable[[], onnx.ModelProto], words: str) -> None:
     with pytest.raises(ModelError, match=words):
         load(make())
+
+
+def test_a_split_that_counts_right_is_taken() -> None:
+    assert len(load(split(2)()).graph) == 1
+
+
+def test_attributes_of_a_caller_are_no_numbers() -> None:
+    body = (
+        '<domain: "custom", opset_import: ["" : 18]> f <n> (a) => (b, c) { b, c = Split <num_outputs: int = @n> (a) }'
+    )
+    graph = "(float[4] x) => (float[2] y, float[2] z) { y, z = custom.f <n = 2> (x) }"
+    assert load(onnx.parser.parse_model(HEAD + graph + body)).functions
+
+
+TWENTY = '<ir_version: 9, opset_import: ["" : 20, "custom" : 1]> g (float[2,3] x) => (float[2,3] y) '
+
+
+@pytest.mark.parametrize(
+    ("step", "dtype"),
+    [
+        ("EyeLike (t)", None),
+        ("EyeLike <dtype = 11> (t)", ir.DataType.DOUBLE),
+        ('RegexFullMatch <pattern = "a"> (t)', ir.DataType.BOOL),
+    ],
+)
+def test_an_input_of_unknown_type_does_not_end_the_process(step: str, dtype: ir.DataType | None) -> None:
+    model = load(onnx.parser.parse_model(TWENTY + f"{{ t = custom.odd (x) s = {step} y = custom.odd (s) }}"))
+    infer_shapes(model)
+    assert model.graph[1].outputs[0].dtype == dtype
+
+
+def test_an_unknown_type_within_a_branch_or_a_function_does_not_end_the_process() -> None:
+    body = "then_branch = a () => (u) { t = custom.odd (x) u = EyeLike (t) }"
+    other = "else_branch = b () => (v) { v = custom.f (x) }"
+    function = (
+        '<domain: "custom", opset_import: ["" : 20, "custom" : 1]> f (p) => (q) { r = custom.odd (p) q = EyeLike (r) }'
+    )
+    text = f"{{ c = Constant <value = bool {{1}}> () y = If (c) <{body}, {other}> }} {function}"
+    model = load(onnx.parser.parse_model(TWENTY + text))
+    infer_shapes(model)
+    assert model.graph[-1].outputs[0].dtype == ir.DataType.FLOAT
+
+
+def test_eye_like_has_the_shape_of_its_input() -> None:
+    model = load(onnx.parser.parse_model(TWENTY + "{ s = EyeLike <dtype = 11> (x) y = Cast <to = 1> (s) }"))
+    infer_shapes(model)
+    s = model.graph[0].outputs[0]
+    assert (s.dtype, s.shape) == (ir.DataType.DOUBLE, ir.Shape([2, 3]))
+
+
+@pytest.mark.parametrize("axis", [255, 3, -4])
+def test_an_axis_that_the_input_does_not_have(axis: int) -> None:
+    text = f"(float[2,3,4] x, float[4] g) => (float[2,3,4] y) {{ y = LayerNormalization <axis = {axis}> (x, g) }}"
+    model = load(onnx.parser.parse_model(HEAD + text))
+    with pytest.raises(RefusedError, match=f"no axis {axis}"):
+        read_norm(model.graph[0], Weights(model))
+    assert inspect(model)
+
+
+def test_the_reference_evaluator_runs_outputs_without_a_type() -> None:
+    model = load(onnx.parser.parse_model(HEAD + "(float[2] x) => (float[2] y) { y = Relu (x) }"))
+    model.graph.outputs[0].dtype = ir.DataType.UNDEFINED
+    y = Evaluated(model, "the model").run({"x": np.array([-1, 1], np.float32)})["y"]
+    assert y.dtype == np.float32
 
 
 @pytest.mark.parametrize(("offsets", "fine"), [((0, 16), True), ((4, 4), True), ((0, 8), False), ((12, 0), False)])
