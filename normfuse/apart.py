@@ -11,8 +11,10 @@ rounding can hide nothing in it. The rounding is what the candidate's library ma
 (y − y64') is therefore one more result that rounding makes as likely of the original, and joins its noise. What loses
 much by itself, whatever runs it (a Cast to float16 inside, a variance in one pass), is a fault of the candidate: so
 rounding counts on a probe only where it is below the ceiling of the metric, or where onnx's reference evaluator, which
-runs the candidate as it is written in its own types, stays within the limit of the metric. A candidate that holds
-narrower types than the original is not taken apart.
+runs the candidate as it is written in its own types, stays within the limit of the metric; and never where it is so far
+off that a runtime would not be believed at all (`Precision.doubt`). It is measured with the runtime's optimizer off, so
+that what an optimizer changes is no rounding. A candidate that holds narrower types than the original is not taken
+apart.
 
 A pass of this kind is never silent: a note says how much the library loses.
 """
@@ -28,7 +30,7 @@ from normfuse.errors import TargetError
 from normfuse.evaluated import Evaluated
 from normfuse.foreign import Foreign, Truth
 from normfuse.judging import Deck, Judgement, Say
-from normfuse.metric import RATIO, ROUNDINGS, OutputParity, is_float
+from normfuse.metric import CONDITIONED, RATIO, ROUNDINGS, OutputParity, is_float
 from normfuse.oracle import Oracle, OracleError
 from normfuse.probes import Inputs, moved
 
@@ -81,10 +83,10 @@ def take_apart(
                     continue  # the judgement has said so
                 typed = {name: _as(value, reference.get(name)) for name, value in own.items()}
                 formula.add("disabled", probe.family, truth, reference, typed, noise)
+                others = [*noise, reference]
+                others.append(rounding.of(probe.inputs, truth, own, results["disabled"], others))
                 for level, result in results.items():
-                    others = [*noise, reference]
-                    rounded = rounding.of(probe.inputs, truth, own, result, others)
-                    whole.add(level, probe.family, truth, reference, result, [*noise, rounded])
+                    whole.add(level, probe.family, truth, reference, result, others)
     except OracleError as failure:
         judgement.notes.append(f"whether the formula or rounding is to blame is not known: {failure}")
         return strict
@@ -137,8 +139,8 @@ class _Rounding:
             inputs: of the probe.
             truth: y64.
             own: y64', the candidate in float64.
-            result: y, the candidate as it ran.
-            noise: results of the original.
+            result: y, the candidate as it ran with the runtime's optimizer off.
+            noise: results of the original, first that on moved inputs.
         """
         values: Values = {}
         written: Values | None = None
@@ -146,10 +148,12 @@ class _Rounding:
             exact, same = truth.get(name), own.get(name)
             if exact is None or same is None or not is_float(y) or not y.shape == same.shape == exact.shape:
                 continue
-            rounding, size = _difference(y, same), _norm(exact)
-            if _norm(rounding) > self._contest.precision.ceiling * size:
+            rounding, size, precision = _difference(y, same), _norm(exact), self._contest.precision
+            if _norm(rounding) > precision.ceiling * size:
                 others = [_norm(_difference(other[name], exact)) for other in noise if other[name].shape == y.shape]
-                limit = RATIO * max(ROUNDINGS * self._contest.precision.unit * size, *others)
+                if _norm(rounding) > max(precision.doubt * size, CONDITIONED * others[0]):
+                    continue
+                limit = RATIO * max(ROUNDINGS * precision.unit * size, *others)
                 written = self._as_written(inputs) if written is None else written
                 if name not in written or not _norm(_difference(written[name], same)) <= limit:
                     continue

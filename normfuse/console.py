@@ -152,6 +152,8 @@ def print_parity(parity: "Parity", *, table: bool = True) -> None:
         f"  error ratio {parity.ratio:.2f} (at most 2 passes; {parity.bits_lost:.1f} bits lost), "
         f"judged by {judge} on {parity.probes} probes"
     )
+    for worst in parity.worst:
+        print(f"  worst element, optimizer {worst.level}: {worst}")
     for note in parity.notes:
         print(f"  note: {note}")
 

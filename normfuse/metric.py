@@ -34,6 +34,8 @@ CHANNEL_RATIO = 4.0
 """The limit of the ratio of the worst channels."""
 ROUNDINGS = 4.0
 """c: errors below this many unit round-offs are no errors."""
+CONDITIONED = 4.0
+"""An original this many times further off than one ulp of its inputs moves it is off by more than rounding."""
 LOST = 2.0**-7
 """Moved this far by one ulp of its inputs (or by √u where that is more) an output has no accuracy to lose."""
 FLIPS = 1e-3
@@ -292,7 +294,8 @@ class Tally:
         """Whether the original is further from the truth than rounding explains, in each of these families."""
         seen = [f for f in families if f in self.families and self.families[f].squares.get("truth", 1.0) > 0]
         return bool(seen) and all(
-            self.families[f].error("reference") > max(self.precision.doubt, 4 * self.conditioning(f)) for f in seen
+            self.families[f].error("reference") > max(self.precision.doubt, CONDITIONED * self.conditioning(f))
+            for f in seen
         )
 
     @property

@@ -108,5 +108,10 @@ def _row(output: "OutputParity", parity: "Parity", provider: str, seconds: float
         f"most on {output.family or 'any'!r}\n"
         f"judged by {parity.judged_by} on {parity.probes} probes"
     )
+    text += "".join(
+        f"\nworst element: {worst}"
+        for worst in parity.worst
+        if (worst.output, worst.level) == (output.name, output.level)
+    )
     outcome: Outcome = "passed" if output.passed else "failed"
     return Case("parity", f"{output.name} [{provider}, {output.level}]", outcome, output.reason, text, seconds)

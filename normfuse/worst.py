@@ -47,6 +47,13 @@ class Worst:
     candidate: float
     oracle: float | None
 
+    def __str__(self) -> str:
+        exact = "" if self.oracle is None else f", {self.oracle:.12g} in float64"
+        return (
+            f"{self.output}[{', '.join(map(str, self.index))}] is {self.candidate:.9g}, of the reference "
+            f"{self.reference:.9g}{exact} (probes {self.family!r}, seed {self.seed})"
+        )
+
 
 def worst_elements(
     contest: Contest, deck: Deck, judgement: Judgement, rows: Sequence[OutputParity], seeds: int, budget: float

@@ -9,7 +9,10 @@ import onnx.numpy_helper
 import pytest
 
 from normfuse.apart import FORMULA
+from normfuse.contest import Contest, Values
+from normfuse.probes import Inputs
 from normfuse.pytest_plugin import _assert_onnx_parity as assert_parity
+from normfuse.runtime import Level
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -117,3 +120,20 @@ def test_a_module_that_adds_one_by_one_passes_as_the_candidate() -> None:
     wrong = Law(lambda x: one_by_one(x) * (1 + 2e-6))
     with pytest.raises(AssertionError, match="output 'y', in float64"):
         assert_parity(body, wrong, seeds=1)
+
+
+@pytest.mark.parametrize(("level", "factor"), [("enabled", 1 + 4e-5), ("disabled", 1.01)])
+def test_what_the_runtime_gets_wrong_is_no_rounding(monkeypatch: pytest.MonkeyPatch, level: str, factor: float) -> None:
+    run = Contest.run
+
+    def wrong(self: Contest, who: int, at: Level, inputs: Inputs) -> Values:
+        values = run(self, who, at, inputs)
+        off = np.float32(factor if who == 1 and at in (level, "enabled") else 1)
+        return {name: np.asarray(value * off) for name, value in values.items()}
+
+    body = model("s = Mul (x, k)  y = Add (s, x)", "4,8", "4,8", k=K)
+    module = Law(lambda x: x * float(K) + x)
+    assert assert_parity(module, body, seeds=1).passed
+    monkeypatch.setattr(Contest, "run", wrong)
+    with pytest.raises(AssertionError, match=f"output 'y', optimizer {level}: its error is"):
+        assert_parity(module, body, seeds=1)

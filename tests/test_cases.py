@@ -143,7 +143,9 @@ def test_verify_writes_junit_where_it_passes_and_where_it_fails(pair: tuple[str,
     assert float(found.attrib["time"]) > 0
     invoke(["verify", pair[0], pair[2], "--junit", str(file)], 1)
     found = suite(file)
-    failed = {case.attrib["name"] for case in found if case.find("failure") is not None}
+    failures = {case.attrib["name"]: case.find("failure") for case in found if case.find("failure") is not None}
+    assert all("worst element: y[" in str(one.text) for one in failures.values() if one is not None)
+    failed = set(failures)
     assert failed == {f"y [cpu, {level}]" for level in ("disabled", "enabled")}
     assert sorted(os.listdir(tmp_path)) == ["a.onnx", "b.onnx", "c.onnx", "report.xml"]
 

@@ -109,3 +109,16 @@ def test_the_entry_point_names_a_module_with_the_fixture() -> None:
     name, _, module = settings["options.entry_points"]["pytest11"].strip().partition(" = ")
     assert name == "normfuse"
     assert hasattr(importlib.import_module(module), "assert_onnx_parity")
+
+
+def test_torch_is_imported_only_by_who_has_a_module() -> None:
+    code = """
+import sys, onnx.parser
+from normfuse.pytest_plugin import _assert_onnx_parity
+model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Neg(x) }')
+_assert_onnx_parity(model, model, seeds=1)
+print("torch" in sys.modules)
+"""
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment) == "False\n"
