@@ -19,7 +19,6 @@ apart.
 A pass of this kind is never silent: a note says how much the library loses.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -33,6 +32,7 @@ from normfuse.judging import Deck, Judgement, Say
 from normfuse.metric import CONDITIONED, RATIO, ROUNDINGS, OutputParity, is_float
 from normfuse.oracle import Oracle, OracleError
 from normfuse.probes import Inputs, moved
+from normfuse.stopwatch import wall_deadline
 
 FORMULA = "float64"
 """The level of the rows that hold the candidate's formula against the reference's."""
@@ -66,7 +66,7 @@ def take_apart(
         return strict
     formula, whole = Judgement(contest, "oracle"), Judgement(contest, "oracle")
     rounding = _Rounding(contest)
-    deadline = time.perf_counter() + budget
+    deadline = wall_deadline(budget)
     try:
         truths = contest.oracle(), truth_of_candidate(contest)
         for seed in range(seeds):

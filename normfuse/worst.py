@@ -18,6 +18,7 @@ from normfuse.judging import Deck, Judgement
 from normfuse.metric import OutputParity, is_float
 from normfuse.oracle import OracleError
 from normfuse.probes import Probe
+from normfuse.stopwatch import wall_deadline
 
 SHOWN = 4
 """The elements that are looked for: those of so many rows."""
@@ -71,7 +72,7 @@ def worst_elements(
     failed = [row for row in rows if not row.passed][:SHOWN]
     found: dict[tuple[str, str], tuple[float, Worst]] = {}
     families = {_family(row) for row in failed}
-    deadline = time.perf_counter() + budget
+    deadline = wall_deadline(budget)
     names = [*contest.outputs, *(hidden.names[0] for hidden in contest.hidden)]
     try:
         oracle = contest.oracle() if failed and judgement.judged_by == "oracle" else None
