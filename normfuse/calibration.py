@@ -7,10 +7,10 @@ torch.optim.swa_utils.update_bn. What a layer reads then is not what it will rea
 those of the population, the more the smaller the batches are.
 """
 
-import math
 import os
+import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -19,123 +19,20 @@ import onnx_ir as ir
 
 from normfuse.batches import Batch, Batches, batches_of
 from normfuse.calibration_passes import Say, advance, begun, check_first, resumed, run_pass, silent
+from normfuse.calibration_report import Calibration, Layer, Moved, Movement
 from normfuse.calibration_state import Plan, State, planned, require_place
+from normfuse.errors import NormfuseError
 from normfuse.measuring import Flow
 from normfuse.model import Source, load, restore_kind
 from normfuse.pipeline import Result
-from normfuse.population import Estimator, Statistics
+from normfuse.population import Estimator
 from normfuse.randomness import unprovable
-from normfuse.report import Change, Counts, Refusal, Report
+from normfuse.report import Counts, Refusal
 from normfuse.runtime import session
-from normfuse.schema import SCHEMA_VERSION
-from normfuse.stored import RULE, statistics_of, write
-from normfuse.superaccumulator import Float64
+from normfuse.stored import statistics_of, write
 
 COMPARED = 3
 """Batches on which the outputs before and after are compared."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """What became of one BatchNormalization.
-
-    Attributes:
-        name: of the node.
-        level: its depth level.
-        epsilon: ε.
-        old: the statistics that it had.
-        new: those that it has.
-    """
-
-    name: str
-    level: int
-    epsilon: float
-    old: Statistics
-    new: Statistics
-
-    @property
-    def drift(self) -> Float64:
-        """|E[x] − E[x]_old| / √(Var[x] + ε) for each channel."""
-        return np.abs(self.new.mean - self.old.mean) / np.sqrt(self.new.variance + self.epsilon)
-
-    @property
-    def growth(self) -> Float64:
-        """(Var[x] + ε) / (Var[x]_old + ε) for each channel."""
-        with np.errstate(all="ignore"):
-            return np.asarray((self.new.variance + self.epsilon) / (self.old.variance + self.epsilon))
-
-    @property
-    def constant_channels(self) -> int:
-        """Channels that are the same everywhere in the data: they are scaled by γ/√ε, or overflow where ε is 0."""
-        return int(np.sum(self.new.variance == 0))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The layer as JSON-ready values."""
-        return {
-            "name": self.name,
-            "level": self.level,
-            "channels": len(self.new.mean),
-            "constant_channels": self.constant_channels,
-            "drift": [_finite(one) for one in spread(self.drift)],
-            "growth": [_finite(one) for one in spread(self.growth)],
-            "old": _statistics(self.old),
-            "new": _statistics(self.new),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """How far an output has moved.
-
-    Attributes:
-        name: the output.
-        relative: ‖after − before‖₂ / ‖before‖₂; for integers the share of elements that differ.
-        largest: max |after − before|.
-    """
-
-    name: str
-    relative: float
-    largest: float
-
-
-@dataclass(slots=True)
-class Calibration(Report):
-    """What `normfuse.calibrate` did.
-
-    Attributes:
-        estimator: `mean` or `pooled`.
-        flow: `levels` or `batch`.
-        passes: passes over the data.
-        batches: in one pass.
-        layers: those that have new statistics.
-        outputs: how far each output has moved, on the first batches.
-        notes: what else the user should know.
-    """
-
-    estimator: Estimator = "mean"
-    flow: Flow = "levels"
-    passes: int = 0
-    batches: int = 0
-    layers: list[Layer] = field(default_factory=list)
-    outputs: list[Moved] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-ready values."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "estimator": self.estimator,
-            "flow": self.flow,
-            "passes": self.passes,
-            "batches": self.batches,
-            "layers": [layer.to_dict() for layer in self.layers],
-            "refusals": [{"rule": one.rule, "node": one.node, "reason": one.reason} for one in self.refusals],
-            "outputs": [
-                {"name": one.name, "relative": _finite(one.relative), "largest": _finite(one.largest)}
-                for one in self.outputs
-            ],
-            "notes": self.notes,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +48,7 @@ class Calibrated(Result):
 
 
 def calibrate(
-    source: Source,
+    source: Source | Any,
     batches: Iterable[Mapping[str, Any]] | Any,
     *,
     estimator: Estimator = "mean",
@@ -164,7 +61,8 @@ def calibrate(
     """Estimates the population statistics of all BatchNormalizations of a model anew.
 
     Args:
-        source: a path, bytes, an `onnx.ModelProto`, an `onnx_ir.Model` or `torch.onnx.ONNXProgram`; it is not changed.
+        source: a path, bytes, an `onnx.ModelProto`, an `onnx_ir.Model`, `torch.onnx.ONNXProgram` or `torch.nn.Module`;
+            it is not changed. For a module see `normfuse.calibration_torch`.
         batches: arrays by input name, batch by batch, such as a list of them; or what else `normfuse.batches` reads.
         estimator: `mean` over batches, E[x] = E_B[μ_B] and Var[x] = m/(m − 1) · E_B[σ²_B]; or `pooled`, the mean and
             the unbiased variance M2/(n − 1) of all elements together, whatever the sizes of the batches.
@@ -194,6 +92,13 @@ def calibrate(
         >>> result.report.layers[0].new.mean, result.report.layers[0].new.variance
         (array([ 2., 20.]), array([  2., 200.]))
     """
+    if "torch" in sys.modules and isinstance(source, sys.modules["torch"].nn.Module):
+        from normfuse.calibration_torch import calibrated_module
+
+        if checkpoint is not None or scheduler is not None or threads is not None:
+            raise NormfuseError("threads, checkpoint and scheduler are for ONNX models; export the module first")
+        found, module = calibrated_module(source, batches, estimator, flow, progress or silent)
+        return Calibrated(module, found)
     original = load(source)
     path = None if checkpoint is None else os.fspath(checkpoint)
     read = batches_of(batches, original)
@@ -278,12 +183,7 @@ def concluded(model: ir.Model, state: State, refusals: Iterable[Refusal]) -> tup
         state.batches,
     )
     for stored, new in state.known.items():
-        layer = Layer(stored.name, stored.level, stored.epsilon, statistics_of(model, stored), new)
-        report.layers.append(layer)
-        report.changes.append(Change(RULE, (stored.name,), (), _detail(layer)))
-        if still := layer.constant_channels:
-            which = f"{still} channel{'s' if still > 1 else ''} of {stored.name!r} {'are' if still > 1 else 'is'}"
-            report.notes.append(f"{which} constant in the data: whatever differs from that is enlarged by γ/√ε")
+        report.add(Layer(stored.name, stored.level, stored.epsilon, statistics_of(model, stored), new))
     if reason := unprovable(model):
         report.notes.append(f"{reason.partition(',')[0]}: another run may differ")
     return report, result
@@ -296,47 +196,10 @@ def moved(before: ir.Model, after: ir.Model, batches: Iterable[Batch], threads: 
         TargetError: ONNX Runtime cannot run one of the models.
     """
     sessions = [session(model, "disabled", threads=threads, name="the model") for model in (before, after)]
-    off: dict[str, float] = {}
-    size: dict[str, float] = {}
-    largest: dict[str, float] = {}
-    exact: set[str] = set()
+    movement = Movement()
     for batch in batches:
         old, new = (one.run({name: batch[name] for name in one.inputs}) for one in sessions)
         for name, array in old.items():
-            if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.shape != new[name].shape:
-                continue
-            was, now = array.astype(np.float64), new[name].astype(np.float64)
-            counted = array.dtype.kind != "f"
-            exact.update([name] if counted else [])
-            with np.errstate(all="ignore"):
-                distance = np.abs(now - was)
-                off[name] = off.get(name, 0.0) + float(np.sum(distance > 0 if counted else distance**2))
-                size[name] = size.get(name, 0.0) + float(was.size if counted else np.sum(was**2))
-                largest[name] = float(np.max(distance, initial=largest.get(name, 0.0)))
-    return [
-        Moved(name, share if name in exact else math.sqrt(share), largest[name])
-        for name in off
-        for share in [off[name] / size[name] if size[name] else (math.inf if off[name] else 0.0)]
-    ]
-
-
-def _detail(layer: Layer) -> str:
-    """What became of a layer, in one line."""
-    drift, growth = spread(layer.drift), spread(layer.growth)
-    return f"mean moved by up to {drift[2]:.2g} σ, variance by factors of {growth[0]:.2g} to {growth[2]:.2g}"
-
-
-def spread(vector: Float64) -> tuple[float, float, float]:
-    """The smallest, the median and the largest number of a vector."""
-    return float(np.min(vector)), float(np.median(vector)), float(np.max(vector))
-
-
-def _statistics(statistics: Statistics) -> dict[str, list[float | None]]:
-    return {
-        "mean": [_finite(one) for one in statistics.mean.tolist()],
-        "variance": [_finite(one) for one in statistics.variance.tolist()],
-    }
-
-
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None
+            if isinstance(array, np.ndarray):
+                movement.add(name, array, new[name])
+    return movement.moved()

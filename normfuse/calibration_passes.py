@@ -14,7 +14,7 @@ import onnx_ir as ir
 from normfuse.batches import WHOLE, Batches, Shard
 from normfuse.calibration_state import Digest, Plan, State, digest_of, load_state
 from normfuse.errors import NormfuseError
-from normfuse.measuring import Flow, Measurer, lone
+from normfuse.measuring import Flow, Measurer, least_elements, lone
 from normfuse.population import Estimator
 
 Say = Callable[[str, float, float | None], None]
@@ -82,7 +82,7 @@ def run_pass(
     level, seen, saved = plan[state.number], Digest(), -1.0
     skipped, expected = state.done, state.digest
     weights = [max(stored.index for stored in one) + 1 for one in plan]  # a pass runs the nodes up to its layers
-    least = 1 if state.estimator == "pooled" and state.flow == "levels" else 2
+    least = least_elements(state.estimator, state.flow)
     measurer = Measurer(model, level, state.known, state.flow, least, threads)
     try:
         for index, batch in enumerate(batches.read(state.shard)):
@@ -139,7 +139,7 @@ def advance(state: State, plan: Plan, digests: Sequence[str]) -> bool:
     same = not state.first or len(state.first) != len(digests) or state.first == tuple(digests)
     for stored, sums in state.sums.items():
         if sums.count < 2:
-            raise lone(stored)
+            raise lone(stored.name)
         state.known[stored] = sums.statistics()
         state.batches = sums.batches
     state.first = state.first or tuple(digests)

@@ -39,15 +39,24 @@ Plan = list[list[Stored]]
 """What is measured in each pass."""
 
 
+def check_options(estimator: str, flow: str) -> None:
+    """Checks that an estimator and a flow are known.
+
+    Raises:
+        NormfuseError: one is not.
+    """
+    for what, chosen, choices in (("estimator", estimator, ESTIMATORS), ("flow", flow, FLOWS)):
+        if chosen not in choices:
+            raise NormfuseError(f"there is no {what} {chosen!r}; choose one of {', '.join(choices)}")
+
+
 def planned(model: ir.Model, estimator: str, flow: str) -> tuple[Plan, list[Refusal]]:
     """Which BatchNormalizations are measured in which pass, and who is not measured.
 
     Raises:
         NormfuseError: there is none to measure, or an option is not known.
     """
-    for what, chosen, choices in (("estimator", estimator, ESTIMATORS), ("flow", flow, FLOWS)):
-        if chosen not in choices:
-            raise NormfuseError(f"there is no {what} {chosen!r}; choose one of {', '.join(choices)}")
+    check_options(estimator, flow)
     found, refusals = find(model)
     if not found and refusals:
         more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from normfuse.calibration import Calibration, spread
+from normfuse.calibration_report import Calibration, spread
 from normfuse.calibration_state import State
 from normfuse.tables import print_table, short, table
 

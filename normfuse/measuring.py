@@ -20,7 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from normfuse.errors import NormfuseError
 from normfuse.passes.weights import Weights
-from normfuse.population import Moments, Statistics
+from normfuse.population import Estimator, Moments, Statistics
 from normfuse.runtime import Array, session
 from normfuse.stored import Stored, constant_of, write
 
@@ -93,22 +93,36 @@ class Measurer:
         found: dict[Stored, Moments] = {}
         for stored, (count, mean, m2) in zip(self._measured, self._names, strict=True):
             moments = Moments(int(values[count]) // stored.channels, values[mean], values[m2])
-            if not (np.all(np.isfinite(moments.mean)) and np.all(np.isfinite(moments.m2))):
-                raise NormfuseError(
-                    f"BatchNormalization {stored.name!r} reads NaN or infinities; look for them in the data, "
-                    "or in the statistics of the layers before it"
-                )
-            if moments.count < self._least:
-                raise lone(stored)
-            found[stored] = moments
+            found[stored] = checked(stored.name, moments, self._least)
         return found
 
 
-def lone(stored: Stored) -> NormfuseError:
+def least_elements(estimator: Estimator, flow: Flow) -> int:
+    """Elements per channel that each batch must have: one has no variance of its own."""
+    return 1 if estimator == "pooled" and flow == "levels" else 2
+
+
+def checked(name: str, moments: Moments, least: int) -> Moments:
+    """The moments of a batch, if they can be used.
+
+    Raises:
+        NormfuseError: one is not finite, or a channel has less than the least number of elements.
+    """
+    if not (np.all(np.isfinite(moments.mean)) and np.all(np.isfinite(moments.m2))):
+        raise NormfuseError(
+            f"BatchNormalization {name!r} reads NaN or infinities; look for them in the data, or in the statistics of "
+            "the layers before it"
+        )
+    if moments.count < least:
+        raise lone(name)
+    return moments
+
+
+def lone(name: str) -> NormfuseError:
     """What is said of a batch, or of all of them, with one element per channel."""
     return NormfuseError(
-        f"BatchNormalization {stored.name!r} reads one element per channel, which has no variance; give larger "
-        "batches, or several to the estimator `pooled` on levels"
+        f"BatchNormalization {name!r} reads one element per channel, which has no variance; give larger batches, or "
+        "several to the estimator `pooled` on levels"
     )
 
 
