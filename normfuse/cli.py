@@ -71,7 +71,7 @@ def main() -> None:
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time for the proof.",
+    help="Computing time for the proof.",
 )
 @click.option("--certificates", type=click.Path(), metavar="FILE.json", help="Save the proof of each change there.")
 @DATA
@@ -246,7 +246,7 @@ def inspect(
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time for the proof.",
+    help="Computing time for the proof.",
 )
 @click.option(
     "--certificates",
