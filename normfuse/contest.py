@@ -21,6 +21,7 @@ from normfuse.ports import inputs_of
 from normfuse.probes import Inputs, move
 from normfuse.runtime import LEVELS, TF32, Level, has_provider, is_installed, require, session
 from normfuse.scaled import is_mapped
+from normfuse.stand_in import as_defined
 from normfuse.streaming import STREAMED, settled, weight_bytes
 
 Array = np.ndarray[Any, Any]
@@ -245,6 +246,8 @@ class Contest:
             return model.runner(name)
         if self._evaluates:
             return Evaluated(model, name)
+        if self._stands_in:
+            model = as_defined(model)
         try:
             return session(model, level, self.provider, name=name)
         except TargetError as error:

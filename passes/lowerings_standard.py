@@ -327,6 +327,9 @@ def local_response(site: NormSite, emitter: Emitter, target: Target) -> ir.Value
     _need(found.alpha > 0.0 and found.exponent > 0.0, "LRN takes α and β above 0 only")
     exact = all(float(np.float32(number)) == number for number in (found.alpha, found.exponent, found.epsilon))
     _need(site.dtype != ir.DataType.DOUBLE or exact, "α, β or k of a float64 model are no float32 attributes")
+    cuda = target.provider == "cuda"
+    _need(not cuda or before + after + 1 <= 16, "cuDNN sums over 16 channels at most")
+    _need(not cuda or (found.exponent >= 0.01 and found.epsilon >= 1e-5), "cuDNN takes β from 0.01 and k from 1e-5 on")
     keeps = target.provider != "portable" or "LRN" in site.operators or found.alpha <= _SMALL_ALPHA * found.epsilon
     _need(keeps, "ONNX Runtime adds and subtracts squares as the window moves, which loses accuracy for large α / k")
     size = before + after + 1

@@ -294,3 +294,42 @@ def test_a_norm_of_single_elements_is_left_as_it_is(target: str, spelled: bool) 
     result = again(model, target)
     assert not result.report.changes
     assert "single element" in reasons_of(result)
+
+
+def local_response(size: int = 3, k: float = 0.5) -> onnx.ModelProto:
+    """LRN by parts with an α that is as large as k."""
+    half = size // 2
+    return build(
+        f"(float[2,20,3,3] x) => (float[2,20,3,3] y) {{ q = Mul(x, x) u = Unsqueeze(q, one) p = Pad(u, pads) "
+        f"m = AveragePool<kernel_shape=[{size},1,1], strides=[1,1,1]>(p) s = Squeeze(m, one) t = Mul(s, a) "
+        "d = Add(t, k) w = Pow(d, b) y = Div(x, w) }",
+        opset=13,
+        one=np.array([1]),
+        pads=np.array([0, 0, half, 0, 0, 0, 0, half, 0, 0]),
+        a=np.float32(1),
+        k=np.float32(k),
+        b=np.float32(0.75),
+    )
+
+
+def test_an_lrn_for_cuda_is_not_judged_by_the_sliding_sums_of_the_cpu() -> None:
+    result = again(local_response(), "cuda")
+    assert [node.op_type for node in result.model.graph.node] == ["LRN"], reasons_of(result)
+    assert {one.verdict for one in result.report.certificates} == {"passed"}
+
+
+@pytest.mark.parametrize("wrong", [{"size": 5}, {"alpha": 1.001}, {"beta": 0.751}, {"bias": 0.501}])
+def test_what_is_wrong_of_an_lrn_shows_without_cuda(wrong: dict[str, float]) -> None:
+    given = {"size": 3, "alpha": 1.0, "beta": 0.75, "bias": 0.5} | wrong
+    attributes = ", ".join(f"{name}={value}" for name, value in given.items())
+    text = f"(float[2,20,3,3] x) => (float[2,20,3,3] y) {{ y = LRN<{attributes}>(x) }}"
+    parity = normfuse.verify(local_response(), build(text, opset=13), provider="cuda", stand_in=True, seeds=1)
+    assert not parity.passed
+    assert parity.judged_by == "oracle"
+
+
+@pytest.mark.parametrize(("size", "k", "reason"), [(17, 0.5, "16 channels"), (3, 1e-6, "k from 1e-5")])
+def test_what_cudnn_does_not_take_does_not_become_an_lrn_for_cuda(size: int, k: float, reason: str) -> None:
+    result = normfuse.optimize(local_response(size, k), "cuda", verify=False)
+    assert "LRN" not in [node.op_type for node in result.model.graph.node]
+    assert reason in reasons_of(result)
