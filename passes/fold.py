@@ -79,6 +79,7 @@ class FoldPass(ir.passes.InPlacePass):
     Attributes:
         changes: what was done.
         refusals: what was not done, with the reasons.
+        carried: the names of the rules by which maps passed nodes on their way to those that took them in.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class FoldPass(ir.passes.InPlacePass):
         self._rows = by_operator(chosen(ABSORB) + chosen(CARRY))
         self.changes: list[Change] = []
         self.refusals: list[Refusal] = []
+        self.carried: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds until nothing changes any more."""
@@ -285,6 +287,7 @@ class FoldPass(ir.passes.InPlacePass):
         _bypass(site, source, kept)
         self._journal.after(seen, change)
         self.changes.append(change)
+        self.carried += plan.carriers
         return ""
 
     def _change(self, site: Site, plan: Plan, detail: str, into: tuple[ir.Node, ...]) -> Change:

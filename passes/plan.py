@@ -6,6 +6,7 @@ takes withdraws what was planned for it.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 
@@ -34,6 +35,7 @@ class Plan:
         rewrites: other changes.
         touched: nodes that take part.
         takers: nodes that took the map in, with the rule.
+        carriers: the rules by which it passed other nodes on its way.
         added: nodes that would be added.
         notes: what the user should know: copies of shared weights.
     """
@@ -44,6 +46,7 @@ class Plan:
     rewrites: list[Callable[[], None]] = field(default_factory=list)
     touched: list[ir.Node] = field(default_factory=list)
     takers: list[tuple[Rule, ir.Node]] = field(default_factory=list)
+    carriers: list[str] = field(default_factory=list)
     added: int = 0
     notes: list[str] = field(default_factory=list)
     _steps: int = 0
@@ -158,6 +161,8 @@ class Plan:
         self._agree(deal)
         if rule.kind == "absorb":
             self.takers.append((rule, node))
+        else:
+            self.carriers.append(rule.name)
         for need in deal.needs:
             self.take(need)
 
@@ -184,11 +189,12 @@ class Plan:
         self.added += deal.added
 
     def _mark(self) -> tuple[int, ...]:
-        return len(self.changes), len(self.rewrites), len(self.touched), len(self.takers), len(self.notes), self.added
+        return (*map(len, self._lists()), self.added)
 
     def _withdraw(self, mark: tuple[int, ...]) -> None:
-        for entries, length in zip(
-            (self.changes, self.rewrites, self.touched, self.takers, self.notes), mark, strict=False
-        ):
-            del entries[length:]  # type: ignore[attr-defined]  # a tuple of lists of different types
+        for entries, length in zip(self._lists(), mark, strict=False):
+            del entries[length:]
         self.added = mark[-1]
+
+    def _lists(self) -> tuple[list[Any], ...]:
+        return self.changes, self.rewrites, self.touched, self.takers, self.carriers, self.notes

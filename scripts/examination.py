@@ -25,6 +25,7 @@ from normfuse.judging import Deck, Judgement
 from normfuse.metric import PRECISIONS, is_float
 from normfuse.model import load
 from normfuse.oracle import Oracle
+from normfuse.passes.fold import FoldPass
 from normfuse.passes.lift import LiftPass
 from normfuse.passes.prepare import PreparePass
 from normfuse.pipeline import prove, quiet, rewrite
@@ -81,7 +82,7 @@ def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Exam
         what was found; what is raised is a fault too.
     """
     before = model.SerializeToString(deterministic=True)
-    lifting = LiftPass()
+    lifting, folding = LiftPass(), FoldPass()
     faults: list[str] = []
     excuse = unjudged = ""
     certificates: Counter[str] = Counter()
@@ -92,6 +93,7 @@ def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Exam
             copy = load(model)
             PreparePass()(copy)
             lifting(copy)
+            folding(copy)
         where = target.provider if on_runtime else "cuda"  # which is not here: the evaluator stands in
         fault, unjudged = _parity(model, result, where)
         if fault.startswith("parity") and _is_noise(model, result.model, where):
@@ -117,7 +119,7 @@ def examine(model: onnx.ModelProto, target: Target, *, on_runtime: bool) -> Exam
     return Examination(
         target,
         tuple(faults),
-        Counter(change.rule for change in (*lifting.changes, *report.changes)),
+        Counter((*(change.rule for change in (*lifting.changes, *report.changes)), *folding.carried)),
         Counter(refusal.rule for refusal in report.refusals),
         parity.judged_by if parity else "",
         parity.ratio if parity else 0.0,

@@ -14,6 +14,7 @@ from scripts.graphs_linear import AFFINE, LINEAR
 from scripts.graphs_nesting import LOCAL, NESTING, info
 from scripts.graphs_norms import ACTIVATIONS, NORMS
 from scripts.graphs_places import JOINS, PLACES, PLAIN, cast
+from scripts.graphs_rare import INPUTS, RARE
 from scripts.graphs_spelled import SPELLED
 
 OPSETS = (17, 18, 13, 21, 11, 20, 22, 23, 9, 14, 15)
@@ -35,9 +36,9 @@ def random_model(choices: Choices) -> onnx.ModelProto:
     kinds = ["float32"] * 5 + ["float16", "float64", *(["bfloat16"] if opset >= 13 else [])]
     dtype = FLOATS[one_of(choices, kinds)]
     g = Growth(choices, opset, np.random.default_rng(choices.below(2**16)), dtype=dtype)
-    inputs = [Value("x", dims(g), dtype)]
+    inputs = [Value(INPUTS[0], dims(g), dtype)]
     if g.chance(20):
-        inputs.append(Value("z", inputs[0].dims, dtype))
+        inputs.append(Value(INPUTS[1], inputs[0].dims, dtype))
     g.values += inputs
     steps: list[Sequence[Step]] = [AFFINE, LINEAR, NORMS, PLACES, ACTIVATIONS, PLAIN, JOINS]
     if g.chance(30):
@@ -46,6 +47,8 @@ def random_model(choices: Choices) -> onnx.ModelProto:
         steps.append(NESTING)
     if g.chance(15) and dtype.name != "float64":
         steps.append((cast,))
+    if g.chance(30):
+        steps.append(RARE)
     g.walk(steps, inputs[0], 1 + choices.below(12))
     outputs = _outputs(g, {one.name for one in inputs})
     return _model(g, inputs, outputs)
