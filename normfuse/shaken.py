@@ -9,13 +9,18 @@ original is measured instead, by rounding at random (Monte Carlo arithmetic: Par
 A wrong formula is not excused by it: no rounding makes one.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
 
 from normfuse.oracle import Oracle
+
+STANDARD = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+"""Domains whose functions count as one operator each."""
 
 _EXACT = frozenset(
     [
@@ -42,7 +47,7 @@ _EXACT = frozenset(
 
 
 class Shaken(Oracle):
-    """An oracle that rounds each result at random; what is within a subgraph or a function counts as one node."""
+    """An oracle that rounds each result at random, in subgraphs and model-local functions too."""
 
     def __init__(self, model: ir.Model, unit: float, seed: int = 0) -> None:
         """Upcasts a copy of the model.
@@ -66,6 +71,22 @@ class Shaken(Oracle):
                 for result in run(*inputs, **options)
             )
 
-        for node in self._evaluator.rt_nodes_:
-            if node.op_type not in _EXACT:
-                node.run = partial(rounded, node.run)
+        pending: list[ReferenceEvaluator] = [self._evaluator]
+        seen = set[int]()
+        while pending:
+            evaluator = pending.pop()
+            if id(evaluator) in seen:
+                continue  # a function that is called twice
+            seen.add(id(evaluator))
+            for node in evaluator.rt_nodes_:
+                bodies = list(_bodies(node))
+                pending += bodies
+                if not bodies and node.op_type not in _EXACT:
+                    node.run = partial(rounded, node.run)
+
+
+def _bodies(node: Any) -> Iterator[ReferenceEvaluator]:
+    """What runs the subgraphs of a node, or the function that it calls; functions of onnx itself are operators."""
+    for name, value in vars(node).items():
+        if isinstance(value, ReferenceEvaluator) and (name != "impl_" or node.onnx_node.domain not in STANDARD):
+            yield value

@@ -262,8 +262,11 @@ def inline(model: ir.Model, call: ir.Node) -> tuple[ir.Node, ...]:
 
 
 def forget(model: ir.Model, call: ir.Node) -> None:
-    """Removes the function of a call that has been replaced."""
-    model.functions.pop(call.op_identifier(), None)
+    """Removes the function of a call that has been replaced, and those of the lifted calls in it."""
+    function = model.functions.pop(call.op_identifier(), None)
+    for inner in () if function is None else function.all_nodes():
+        if lifted(inner) is not None:
+            forget(model, inner)
 
 
 def remove_unread(model: ir.Model, nodes: Collection[ir.Node]) -> list[ir.Node]:

@@ -7,6 +7,9 @@ import onnx
 import pytest
 
 import normfuse
+from normfuse.model import load
+from normfuse.oracle import Oracle
+from normfuse.shaken import Shaken
 from scripts.examination import _is_noise
 from tests.parity import build, reasons_of
 
@@ -333,3 +336,46 @@ def test_what_cudnn_does_not_take_does_not_become_an_lrn_for_cuda(size: int, k: 
     result = normfuse.optimize(local_response(size, k), "cuda", verify=False)
     assert "LRN" not in [node.op_type for node in result.model.graph.node]
     assert reason in reasons_of(result)
+
+
+@pytest.mark.parametrize("target", ["portable", "cpu", "cuda"])
+def test_a_norm_within_a_norm_leaves_no_domain_behind(target: str) -> None:
+    """LayerNorm over the channels is lifted twice: within the Transposes, and with them."""
+    model = build(
+        "(float[2,5,4,3] x) => (float[2,5,4,3] y) { t = Transpose<perm=[0,2,3,1]>(x) m = ReduceMean<axes=[3]>(t) "
+        "d = Sub(t, m) q = Mul(d, d) v = ReduceMean<axes=[3]>(q) a = Add(v, e) r = Sqrt(a) n = Div(d, r) "
+        "y = Transpose<perm=[0,3,1,2]>(n) }",
+        opset=17,
+        e=np.float32(1e-3),
+    )
+    result = again(model, target)
+    assert "LayerNormalization" in [node.op_type for node in result.model.graph.node]
+    assert [one.domain for one in result.model.opset_import] == [""]
+
+
+NORMALIZED = (
+    "m = ReduceMean<axes=[1]>(x) d = Sub(x, m) q = Mul(d, d) v = ReduceMean<axes=[1]>(q) a = Add(v, e) r = Sqrt(a)"
+)
+WITHIN: dict[str, dict[str, Any]] = {
+    "graph": {"text": f"{NORMALIZED} y = Div(d, r)"},
+    "branch": {
+        "text": f"y = If(p) <then_branch = one () => (double[2,4] o) {{ {NORMALIZED} o = Div(d, r) }}, "
+        "else_branch = two () => (double[2,4] u) { u = Neg(x) }>"
+    },
+    "function": {
+        "text": "y = local.f(x, e)",
+        "imports": {"local": 1},
+        "functions": f'<domain: "local", opset_import: ["": 17]> f (x, e) => (y) {{ {NORMALIZED} y = Div(d, r) }}',
+    },
+}
+
+
+@pytest.mark.parametrize("place", WITHIN)
+def test_roundings_within_subgraphs_and_functions_are_seen(place: str) -> None:
+    """A constant row is amplified by 1/√ε wherever it stands: more than the rounding of the whole node says."""
+    given = dict(WITHIN[place])
+    text = f"(double[2,4] x, bool p) => (double[2,4] y) {{ {given.pop('text')} }}"
+    model = build(text, opset=17, e=np.float64(1e-6), **given)
+    inputs = {"x": np.full((2, 4), 3.0), "p": np.array(True)}
+    assert not Oracle(load(model)).run(inputs)["y"].any()
+    assert np.abs(Shaken(load(model), 2.0**-24).run(inputs)["y"]).max() > 100 * 2.0**-24
