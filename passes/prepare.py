@@ -178,7 +178,14 @@ class PreparePass(ir.passes.InPlacePass):
                 reason = "it is an input of the graph that a caller may set; --freeze makes it a constant"
                 self.refusals.append(Refusal("freeze", value.name or "", reason))
             return
-        common.RemoveInitializersFromInputsPass()(model)
+        kept = [] if self._freeze else [value for value in listed if _is_quantized(value)]
+        reason = "it is quantized: were it constant, ONNX Runtime might round what it multiplies; --freeze makes it so"
+        self.refusals += (Refusal("freeze", value.name or "", reason) for value in kept)
+        listed = [value for value in listed if value not in kept]
+        if not listed:
+            return
+        for value in listed:
+            model.graph.inputs.remove(value)
         model.ir_version = max(model.ir_version, _INITIAL_IR_VERSION)
         detail = f"{len(listed)} initializers listed as inputs became constants; --no-freeze keeps them"
         self.changes.append(Change("freeze", (), (), detail))
@@ -361,6 +368,15 @@ def freezes_by_itself(model: ir.Model) -> bool:
     return model.ir_version < _INITIAL_IR_VERSION or all(
         value.is_graph_input() for value in model.graph.initializers.values()
     )
+
+
+def _is_quantized(value: ir.Value) -> bool:
+    """Whether a value is a weight that DequantizeLinear reads, or its scale or zero point.
+
+    ONNX Runtime 1.32 makes a MatMul by a constant of int8 one that rounds the other operand to int8, too. A weight that
+    a caller may set keeps it from that, and no rule folds into it.
+    """
+    return any(operator(node) == "DequantizeLinear" for node, _ in value.uses())
 
 
 def _state_dtype(node: ir.Node) -> None:

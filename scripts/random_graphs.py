@@ -17,7 +17,7 @@ from scripts.graphs_places import JOINS, PLACES, PLAIN, cast
 from scripts.graphs_rare import INPUTS, RARE
 from scripts.graphs_spelled import SPELLED
 
-OPSETS = (17, 18, 13, 21, 11, 20, 22, 23, 9, 14, 15)
+OPSETS = (17, 18, 13, 21, 11, 20, 22, 23, 9, 14, 15, 23)
 """Opsets of the default domain; LayerNormalization came with 17, GroupNormalization with 18, and so on."""
 
 SHAPES: tuple[tuple[int, ...], ...] = (

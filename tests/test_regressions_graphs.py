@@ -379,3 +379,24 @@ def test_roundings_within_subgraphs_and_functions_are_seen(place: str) -> None:
     inputs = {"x": np.full((2, 4), 3.0), "p": np.array(True)}
     assert not Oracle(load(model)).run(inputs)["y"].any()
     assert np.abs(Shaken(load(model), 2.0**-24).run(inputs)["y"]).max() > 100 * 2.0**-24
+
+
+@pytest.mark.parametrize("freeze", [None, True])
+def test_a_quantized_weight_that_is_listed_as_an_input_stays_one(freeze: bool | None) -> None:
+    """As a constant, ONNX Runtime's optimizer would round the other operand of its MatMul to int8, too."""
+    model = build(
+        "(float[2,8] x) => (float[2,3] y) { d = DequantizeLinear(q, scale, zero) m = MatMul(x, d) c = Mul(m, k) "
+        "y = Add(c, b) }",
+        listed=True,
+        q=np.arange(-12, 12, dtype=np.int8).reshape(8, 3),
+        scale=np.float32(0.02),
+        zero=np.int8(1),
+        k=(3,),
+        b=(3,),
+    )
+    result = normfuse.optimize(model, "cpu", freeze=freeze, verify=freeze is None)
+    listed = {port.name for port in result.model.graph.input}
+    assert listed == ({"x", "q", "scale", "zero"} if freeze is None else {"x"})
+    assert ("it is quantized" in reasons_of(result)) == (freeze is None)
+    second = normfuse.optimize(result.model, "cpu", verify=False)
+    assert not second.report.changes
