@@ -80,6 +80,7 @@ class Contest:
             and optimization level.
         levels: the optimization levels that are judged; with CUDA a float32 model is judged with TF32 on as well.
         notes: what else than the provider runs the models, and why.
+        refused: why the reference did not run on the last inputs that it did not accept, or nothing.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Contest:
         """
         self.reference = reference
         self.notes: list[str] = []
+        self.refused = ""
         self.truth = reference if truth is None else truth
         self.levels = levels
         self._evaluates = evaluates or not is_installed()
@@ -294,7 +296,8 @@ class Contest:
         """Whether the reference runs on these inputs, and leaves no output empty."""
         try:
             values = self.session(0, "disabled").run(inputs)
-        except TargetError:
+        except TargetError as error:
+            self.refused = str(error)
             return False
         return all(np.size(value) for value in values.values())
 

@@ -1,6 +1,6 @@
 """The two sides of a parity test, in any mix of ONNX models and torch modules, made ready for `verify`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,13 +48,24 @@ def contestants(
 
 def _named(model: ir.Model, inputs: Any) -> Mapping[str, Array]:
     """An example of the inputs of an ONNX model as arrays by name."""
-    if isinstance(inputs, Mapping):
-        return {name: _array(value) for name, value in inputs.items()}
-    values = inputs if isinstance(inputs, tuple | list) else (inputs,)
     names = [str(value.name) for value in inputs_of(model)]
+    if isinstance(inputs, Mapping) and set(inputs) == set(names):
+        return {name: _array(inputs[name]) for name in names}
+    values = list(_flattened(inputs))
     if len(values) != len(names):
         raise NormfuseError(f"inputs hold {len(values)} arrays, but the model takes {len(names)} ({', '.join(names)})")
     return {name: _array(value) for name, value in zip(names, values, strict=True)}
+
+
+def _flattened(inputs: Any) -> Iterator[Any]:
+    """The arrays in nested arguments, in the order of `torch.export`; None is none."""
+    if isinstance(inputs, Mapping):
+        inputs = tuple(inputs.values())
+    if isinstance(inputs, tuple | list):
+        for part in inputs:
+            yield from _flattened(part)
+    elif inputs is not None:
+        yield inputs
 
 
 def _array(value: Any) -> Array:

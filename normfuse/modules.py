@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 UNLIKE = 1e-3
 """Two runs on the same inputs that are further apart than this, relative, make a result random."""
 
+_FLOATS = {
+    "torch.bfloat16": ir.DataType.BFLOAT16,
+    "torch.float16": ir.DataType.FLOAT16,
+    "torch.float32": ir.DataType.FLOAT,
+    "torch.float64": ir.DataType.DOUBLE,
+}
+
 
 def is_module(source: object) -> bool:
     """Whether something is a `torch.nn.Module`; where torch is not imported, nothing is."""
@@ -62,8 +69,8 @@ class TorchModule(Foreign):
             rows = call.example.items()
             inputs = [(name, ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)) for name, array in rows]
             declared = [(name, None, None) for name in outputs]
-        tensors = [*module.parameters(), *module.buffers()]
-        kinds = {ir.DataType.from_numpy(to_array(tensor[:0] if tensor.ndim else tensor).dtype) for tensor in tensors}
+        tensors = (*module.parameters(), *module.buffers())
+        kinds = {_FLOATS[str(tensor.dtype)] for tensor in tensors if str(tensor.dtype) in _FLOATS}
         super().__init__(inputs, declared, title=type(module).__name__, kinds=kinds, like=like)
         self.example = call.example
         if training:
@@ -118,8 +125,17 @@ def torch_module(module: Any, inputs: Any = None, like: ir.Model | None = None) 
         like: an ONNX model with the same inputs and outputs, from which names, types and shapes are taken.
 
     Raises:
-        NormfuseError: it cannot be copied, or its inputs are not known, or not those of `like`.
+        NormfuseError: it cannot be copied, its parameters are not made yet, its inputs are not known, or not those of
+            `like`.
     """
+    from torch.nn.parameter import is_lazy
+
+    lazy = next((name for name, tensor in module.named_parameters() if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise NormfuseError(
+            f"the torch module {type(module).__name__} has parameters that are not made yet, such as {lazy!r}: each "
+            "copy would draw its own; run it once first"
+        )
     names = None if like is None else [name for name, _, _ in signature(like)[0]]
     if inputs is not None:
         call = called_like(module, inputs, names)
@@ -181,10 +197,11 @@ class Ran:
         try:
             with torch.no_grad():
                 args, kwargs = self._call.arguments({n: to_tensor(inputs[n]).to(device) for n in self._call.names})
-                result = self._module(*args, **kwargs)
+                leaves = outputs_of(self._module(*args, **kwargs))
+        except NormfuseError:
+            raise
         except Exception as error:
             raise TargetError(f"{self._name}: torch failed to run it: {in_one_line(error)}") from error
-        leaves = outputs_of(result)
         if self.outputs is None:
             self.outputs = list(leaves)
         return titled(leaves, self.outputs, self._name)

@@ -194,7 +194,7 @@ def deck_of(contest: Contest, data: Data, shapes: Mapping[str, Sequence[int] | i
         return Deck(own, plan(model, contest.accepts, shapes)), []
     except NormfuseError as error:
         if not own:
-            raise
+            raise NormfuseError(f"{error}{contest.refused and ': '}{contest.refused}") from error
         return Deck(own, None), [f"judged on the given data only: {error}"]
 
 

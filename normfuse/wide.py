@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from normfuse.calls import Array, Call, outputs_of, to_tensor
+from normfuse.errors import NormfuseError
 from normfuse.modules import in_one_line, titled
 from normfuse.oracle import OracleError
 
@@ -46,7 +47,7 @@ class Wide:
             with torch.no_grad(), _widening(deadline, self._widens):
                 args, kwargs = self._call.arguments(tensors)
                 leaves = outputs_of(self._module(*args, **kwargs))
-        except OracleError:
+        except (NormfuseError, OracleError):
             raise
         except Exception as error:
             raise OracleError(f"the torch module does not run in float64: {in_one_line(error)}") from error

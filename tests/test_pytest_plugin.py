@@ -44,6 +44,20 @@ def test_own_inputs_and_shapes_are_used() -> None:
     assert set(parity.outputs[0].shapes) == {(5, 4), (3, 4)}
 
 
+def test_an_example_of_the_inputs_is_flattened_for_onnx_models() -> None:
+    proto = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N] a, float[N] b, float[N] c) => (float[N] y) { y = Sum (a, b, c) }
+    """)
+    one, two, three = (np.full(7, value, np.float32) for value in (1, 2, 3))
+    for inputs in ((one, {"x": two, "y": [three, None]}), {"c": three, "a": one, "b": two}, [one, two, three]):
+        assert (7,) in assert_parity(proto, proto, inputs=inputs, shapes={"N": 2}, seeds=1).outputs[0].shapes
+    with pytest.raises(NormfuseError, match=r"inputs hold 2 arrays, but the model takes 3 \(a, b, c\)"):
+        assert_parity(proto, proto, inputs=(one, two))
+    with pytest.raises(NormfuseError, match="inputs hold 1 arrays"):
+        assert_parity(proto, proto, inputs=one)
+
+
 def test_what_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NormfuseError, match="there is no file"):
         assert_parity(tmp_path / "none.onnx", model(2.0))
