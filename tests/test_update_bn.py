@@ -13,15 +13,16 @@ from torch.optim.swa_utils import update_bn  # noqa: E402
 from models import MODELS  # noqa: E402
 from models.export import export  # noqa: E402
 from normfuse.calibration import calibrate  # noqa: E402
+from scripts.calibration import main  # noqa: E402
 
 SIZES = (4, 4, 3)
 """The last batch is smaller."""
 
 
-@pytest.mark.parametrize("name", ["preactivation-resnet", "mlp", "conv-1d"])
+@pytest.mark.parametrize("name", ["preactivation-resnet", "dense-net", "conv-1d"])
 def test_update_bn(name: str) -> None:
     entry = MODELS[name]
-    module, model = entry.module(), export(entry, dynamic_batch=True)
+    module, model = entry.module(), export(entry, "torchscript", 17, dynamic_batch=True)
     generator = torch.Generator().manual_seed(1)
     data = [torch.randn((size, *entry.shapes[0][1:]), generator=generator) * 1.7 + 0.5 for size in SIZES]
     stored = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
@@ -39,6 +40,15 @@ def test_update_bn(name: str) -> None:
         mean, variance = one.running_mean.numpy(), one.running_var.numpy()
         assert np.abs(found[node].mean - mean).max() <= 1e-6 * np.sqrt(variance.max())
         np.testing.assert_allclose(found[node].variance, variance, rtol=2e-6)
+
+
+def test_the_table_of_the_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """update_bn, shards and resuming agree, and what was scrambled is repaired; dask has tests of its own."""
+    monkeypatch.setattr("scripts.calibration.find_spec", lambda name: None)
+    assert main(["conv-1d"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("| conv-1d | 3, 3 | ")
+    assert "| shards, resumed |" in row
 
 
 def _key(mean: Tensor | None) -> bytes:
