@@ -4,19 +4,14 @@ What the model states of values is believed where onnx knows no better: behind o
 sequences, whose elements onnx takes to have one shape.
 """
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import onnx
-import onnx.numpy_helper
 import onnx_ir as ir
 
-from normfuse.outline import proto_graphs
 from normfuse.passes.access import is_symbol
 from normfuse.passes.dimensions import name_dimensions
-
-_SMALL = 64
-"""Integer constants of up to this many elements go into the outline: they may be shapes."""
+from normfuse.passes.lengths import SMALL, Lengths
 
 _LONGEST = 1 << 20
 """Elements of a vector, from which on onnx does not propagate data: it writes out each of them, known or not."""
@@ -46,9 +41,8 @@ def infer_shapes(model: ir.Model) -> None:
     """
     outline = _outline(model)
     try:
-        long = _has_long(outline)
-        inferred = _inferred(outline, data_prop=not long)
-        if long and not _is_long(inferred):
+        inferred = _inferred(outline, data_prop=False)
+        if not _is_long(inferred):
             inferred = _inferred(outline, data_prop=True)
     except (onnx.shape_inference.InferenceError, IndexError, OverflowError, RuntimeError, ValueError):
         return
@@ -58,44 +52,18 @@ def infer_shapes(model: ir.Model) -> None:
 
 def has_long_vectors(model: ir.Model) -> bool:
     """Whether onnx must not propagate data in a model, because it would write out each element of a long vector."""
-    return _has_long(_outline(model))
+    try:
+        return _is_long(_inferred(_outline(model), data_prop=False))
+    except (onnx.shape_inference.InferenceError, IndexError, OverflowError, RuntimeError, ValueError):
+        return True
+
+
+def _is_long(inferred: onnx.ModelProto) -> bool:
+    return Lengths(inferred).longest > _LONGEST
 
 
 def _inferred(outline: onnx.ModelProto, data_prop: bool) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(outline, check_type=False, strict_mode=False, data_prop=data_prop)
-
-
-def _has_long(outline: onnx.ModelProto) -> bool:
-    """Whether a vector may be longer than `_LONGEST`: one is stated, or a constant says how long."""
-    return _is_long(outline) or any(
-        _LONGEST < number < 2**62  # such as 2⁶³ − 1, the end of a Slice
-        for tensor in _constants(outline.graph)
-        if tensor.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.INT64) and 0 < math.prod(tensor.dims) <= _SMALL
-        for number in onnx.numpy_helper.to_array(tensor).ravel().tolist()
-    )
-
-
-def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from _constants(inner)
-
-
-def _is_long(model: onnx.ModelProto) -> bool:
-    """Whether a value is known to be a vector longer than `_LONGEST`."""
-    return any(_is_long_in(graph) for graph in proto_graphs(model))
-
-
-def _is_long_in(graph: onnx.GraphProto) -> bool:
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        shape = value.type.tensor_type.shape.dim
-        if len(shape) == 1 and shape[0].dim_value > _LONGEST:
-            return True
-    return False
 
 
 def _outline(model: ir.Model) -> onnx.ModelProto:
@@ -120,7 +88,7 @@ def _outline(model: ir.Model) -> onnx.ModelProto:
         tensor = value.const_value
         if tensor is None or value in listed:
             continue
-        if tensor.dtype in (ir.DataType.INT32, ir.DataType.INT64) and tensor.size <= _SMALL:
+        if tensor.dtype in (ir.DataType.INT32, ir.DataType.INT64) and tensor.size <= SMALL:
             graph.initializer.append(ir.serde.serialize_tensor(tensor))
             graph.initializer[-1].name = str(value.name)
         else:

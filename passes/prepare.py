@@ -144,6 +144,7 @@ class PreparePass(ir.passes.InPlacePass):
         self._freeze = False if "freeze" in ignore else freeze
         self._constants, self._shapes = "constant" not in ignore, "known-shape" not in ignore
         self._branches = "known-branch" not in ignore
+        self._most = 0
         self.changes: list[Change] = []
         self.refusals: list[Refusal] = []
 
@@ -151,6 +152,7 @@ class PreparePass(ir.passes.InPlacePass):
         """Prepares a model."""
         self.freeze_inputs(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        self._most = 4 * sum(_bytes(graph.initializers.values()) for graph in model.graphs())
         infer_shapes(model)
         for graph in (model.graph, *model.graph.subgraphs()):
             for node in graph:
@@ -194,7 +196,7 @@ class PreparePass(ir.passes.InPlacePass):
         """Evaluates the nodes that depend on constants alone."""
         changed = False
         for graph in (model.graph, *model.graph.subgraphs()):
-            for nodes in _connected(list(_evaluable(graph))):
+            for nodes in _connected(list(_evaluable(graph, self._most))):
                 changed |= self._evaluate(model, graph, nodes)
         if changed:
             RemoveUnusedPass()(model)
@@ -389,8 +391,13 @@ def _state_dtype(node: ir.Node) -> None:
     node.attributes["to"] = ir.AttrInt64("to", like.dtype.value)
 
 
-def _evaluable(graph: ir.Graph) -> Iterator[ir.Node]:
-    """Nodes that compute constants, in order, each a reader of constants or of such nodes alone."""
+def _evaluable(graph: ir.Graph, most: int) -> Iterator[ir.Node]:
+    """Nodes that compute constants, in order, each a reader of constants or of such nodes alone.
+
+    Args:
+        graph: the graph.
+        most: bytes that one result may have: else what was evaluated could grow again, in each round.
+    """
     constant: set[ir.Value] = set()
     for node in graph:
         if operator(node) in ("", *_KEPT):
@@ -399,7 +406,7 @@ def _evaluable(graph: ir.Graph) -> Iterator[ir.Node]:
             continue
         if not all(v is None or v in constant or _is_tensor(v) for v in node.inputs):
             continue
-        if any(output.is_graph_output() for output in node.outputs) or not _is_worth(node):
+        if any(output.is_graph_output() for output in node.outputs) or not _is_worth(node, most):
             continue
         constant.update(node.outputs)
         yield node
@@ -410,10 +417,10 @@ def _is_tensor(value: ir.Value) -> bool:
     return tensor is not None and tensor.dtype != ir.DataType.STRING
 
 
-def _is_worth(node: ir.Node) -> bool:
+def _is_worth(node: ir.Node, most: int) -> bool:
     """Whether the results are known not to be much larger than what they are computed from."""
     known = sum(tensor.nbytes for tensor in map(constant_tensor, node.inputs) if tensor is not None)
-    limit = max(GROWTH_BYTES, 4 * known)
+    limit = max(GROWTH_BYTES, min(4 * known, most))
     size = 0
     for output in node.outputs:
         if output.name and (output.dtype is None or output.dtype == ir.DataType.STRING):

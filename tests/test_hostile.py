@@ -365,6 +365,15 @@ LARGE = {
     "Resize": "<float[1,2] w = {1.0, 2.0}, int64[2] d = {1, %d}> { r = Resize(w,,,d) y = Mul(x, r) }",
     "Gather": """<int64[1] d = {%d}, int64[1] i = {1}> {
         c = ConstantOfShape <value = float[1] {1.5}> (d) g = Gather(c, i) y = Mul(x, g) }""",
+    "product": """<int64[1] a = {1000}, int64[1] b = {20000}> {
+        m = Mul(a, b) c = ConstantOfShape <value = float[1] {1.5}> (m) i = Cast <to = 7> (c) j = Add(i, i)
+        f = Cast <to = 1> (j) y = Mul(x, f) }""",
+    "doubled": """<int64[1] a = {1000}, int64[1] two = {2}> {
+        m = Mul(a, a) c = ConstantOfShape <value = int64[1] {1}> (m) d = Concat <axis = 0> (c, c, c, c)
+        e = Concat <axis = 0> (d, d, d, d) g = Mul(e, two) f = Cast <to = 1> (g) y = Mul(x, f) }""",
+    "flattened": """<int64[2] a = {70, 70}, int64[1] one = {-1}> {
+        m = Mul(a, a) c = ConstantOfShape <value = int64[1] {1}> (m) d = Reshape(c, one) g = Add(d, d)
+        f = Cast <to = 1> (g) y = Mul(x, f) }""",
     "branch": """<int64[1] d = {%d}, bool b = {1}> {
         s = ReduceSum <keepdims = 0> (x) t = Cast <to = 9> (s)
         y = If(t) <then_branch = a () => (float[m] o) {
