@@ -65,6 +65,8 @@ class LowerPass(ir.passes.InPlacePass):
             if norm is None:
                 return
             site = site_of(norm, weights)
+            if 0 in norm.dims:
+                raise RefusedError("it normalizes no elements: one of the dimensions is 0")
             if is_only_rounding(norm):
                 raise RefusedError(ONLY_ROUNDING)
             site.dtype  # noqa: B018  # raises where it is not known

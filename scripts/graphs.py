@@ -233,12 +233,13 @@ class Growth:
                 no elements or too many.
         """
         need(accepts(operator, self.opset, self.dtype.name))
+        need(operator != "Reshape" or 0 not in dims)  # a 0 copies, and nothing can be −1 beside it
         return self.add_any(operator, inputs, dims, **attributes)
 
     def add_any(self, operator: str, inputs: Sequence[str], dims: Sequence[Dim], **attributes: Any) -> Value:
         """The same for a function, which takes all dtypes."""
         sizes = [dim for dim in dims if isinstance(dim, int)]
-        need(all(size > 0 for size in sizes) and int(np.prod(sizes)) <= LARGEST and len(dims) <= 6)
+        need(all(size >= 0 for size in sizes) and int(np.prod(sizes)) <= LARGEST and len(dims) <= 6)
         name = self.name("v")
         self.nodes.append(onnx.helper.make_node(operator, inputs, [name], name=f"n_{name}", **attributes))
         return Value(name, tuple(dims), self.dtype)

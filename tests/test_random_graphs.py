@@ -16,11 +16,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import normfuse
+from normfuse.model import load
+from normfuse.pipeline import rewrite
 from normfuse.target import Target
-from scripts import examination, soak
+from scripts import examination, graphs_rare, soak
 from scripts.examination import TARGETS, examine, loads
 from scripts.features import NAMES, features
-from scripts.random_graphs import random_model, seeded_model
+from scripts.graphs import FLOATS, Growth, Seeded, Step, Value
+from scripts.graphs_nesting import info
+from scripts.graphs_rare import INPUTS
+from scripts.random_graphs import SHAPES, random_model, seeded_model
 from tests.parity import build, ops
 
 _PATIENT = settings(
@@ -95,6 +100,39 @@ def test_graphs_hold_what_they_promise() -> None:
     assert {"N", "S", "H"} <= symbols
     assert min(inner, listed, functions) > 5
     assert not [name for name in NAMES if seen[name] < 3]
+
+
+@pytest.mark.parametrize(
+    ("step", "rule"),
+    [
+        (graphs_rare.norm_between_transposes, "norm-by-transposes"),
+        (graphs_rare.groups_between_transposes, "group-norm-channels-last"),
+        (graphs_rare.norm_by_batch_norm, "norm-in-nodes"),
+        (graphs_rare.looked_up, "gather-after"),
+        (graphs_rare.softmax_of_sum, "softmax-drops-shift"),
+        (graphs_rare.affine_between_convolutions, "affine-as-batch-norm"),
+        (graphs_rare.groups_by_difference, "group-norm"),
+    ],
+    ids=lambda one: getattr(one, "__name__", one),
+)
+def test_a_form_that_is_rare_reaches_its_rule(step: Step, rule: str) -> None:
+    for seed in range(100):
+        g = Growth(Seeded(seed), 21, np.random.default_rng(seed))
+        x = Value(INPUTS[0], SHAPES[seed % len(SHAPES)], FLOATS["float32"])
+        made = g.attempt(step, x)
+        if made is None:
+            continue
+        graph = onnx.helper.make_graph(g.nodes, "rare", [info(x)], [info(made)], g.constants)
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+        onnx.checker.check_model(model, full_check=True)
+        used = {
+            one.rule
+            for target in ("portable", "cpu", "cuda")
+            for one in rewrite(load(model), target, threads=1).changes
+        }
+        if rule in used:
+            return
+    pytest.fail(f"{step.__name__} never reaches {rule}")
 
 
 def broken(change: Any) -> Any:

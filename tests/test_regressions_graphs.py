@@ -400,3 +400,19 @@ def test_a_quantized_weight_that_is_listed_as_an_input_stays_one(freeze: bool | 
     assert ("it is quantized" in reasons_of(result)) == (freeze is None)
     second = normfuse.optimize(result.model, "cpu", verify=False)
     assert not second.report.changes
+
+
+@pytest.mark.parametrize("target", ["portable", "cpu", "cuda"])
+def test_a_norm_of_no_elements_is_left_as_it_is(target: str) -> None:
+    """Beside a dimension of 0 no other one can be −1: a Reshape by sizes that are not stated would not load."""
+    model = build(
+        "(float[0,6,4,5] x) => (float[0,6,4,5] y) { m = ReduceMean<axes=[1,2,3]>(x) d = Sub(x, m) q = Mul(d, d) "
+        "v = ReduceMean<axes=[1,2,3]>(q) a = Add(v, e) r = Sqrt(a) n = Div(d, r) y = Mul(n, k) }",
+        opset=17,
+        k=(6, 1, 1),
+        e=np.float32(1e-3),
+    )
+    result = normfuse.optimize(model, target, verify=False)
+    onnx.checker.check_model(result.model, full_check=True)
+    assert not result.report.changes
+    assert "it normalizes no elements" in reasons_of(result)
