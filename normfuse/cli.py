@@ -31,12 +31,22 @@ from normfuse.options import (
     read_counts,
 )
 from normfuse.verb import Verb, end, print_json
+from normfuse.watch import watched
 
 if TYPE_CHECKING:
     from normfuse.passes.rule import Rule
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Program(click.Group):
+    """The group of all verbs, whose work is watched where it is a program and not called by one."""
+
+    def __call__(self, *arguments: Any, **settings: Any) -> Any:
+        """Runs the program."""
+        watched()
+        return super().__call__(*arguments, **settings)
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="normfuse")
 def main() -> None:
     """Makes normalization cheap at inference in ONNX models, and proves it."""

@@ -1,0 +1,85 @@
+"""What ends the process that works is told by the one that waits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are watched on Linux")
+
+HEAD = "import os, signal, sys, time; from normfuse.watch import watched; watched(); "
+
+
+def run(code: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HEAD + code],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_an_exit_status_and_the_streams_are_those_of_the_work() -> None:
+    process = run("print('out'); print('err', file=sys.stderr); sys.exit(3)")
+    assert process.communicate(timeout=60) == ("out\n", "err\n")
+    assert process.returncode == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV])
+def test_a_crash_is_one_line_and_a_provider_that_failed(number: signal.Signals) -> None:
+    code = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); "
+    process = run(f"{code}os.kill(os.getpid(), {int(number)}); time.sleep(60)")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert out == ""
+    assert err.count("\n") == 1
+    assert number.name in err
+
+
+def test_other_signals_end_both() -> None:
+    process = run("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)")
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_go_on_to_the_work(number: signal.Signals) -> None:
+    code = f"signal.signal({int(number)}, lambda *_: sys.exit(7)); print('ready', flush=True); time.sleep(60)"
+    process = run(code)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 7
+
+
+def test_a_kill_ends_the_work_too() -> None:
+    process = run("print(os.getpid(), flush=True); time.sleep(60)")
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    assert worker != process.pid
+    process.kill()
+    process.communicate(timeout=60)  # the streams are closed when both have gone
+    end = time.monotonic() + 30
+    while os.path.exists(f"/proc/{worker}/stat") and time.monotonic() < end:
+        with open(f"/proc/{worker}/stat", encoding="ascii") as stat:
+            if stat.read().rsplit(")", 1)[1].split()[0] == "Z":
+                break  # nobody has asked how it ended
+        time.sleep(0.01)
+    else:
+        assert not os.path.exists(f"/proc/{worker}/stat")
+
+
+def test_the_command_line_is_watched() -> None:
+    code = (
+        "import os, signal, resource, normfuse.cli as cli; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); "
+        "cli.main.add_command(cli.click.Command('crash', callback=lambda: os.kill(os.getpid(), signal.SIGABRT))); "
+        "cli.main(['crash'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4
+    assert done.stderr.startswith("Error: SIGABRT")
