@@ -1,10 +1,13 @@
 """Our own torch modules for tests, benchmarks and examples: `MODELS` by name, small; `LARGE`, sized to be timed.
 
+`KNOWN` are the nets that made each norm known, from `models.cnn`, `models.sequences` and `models.generative`.
+
 Their statistics are random, from fixed seeds. This package imports torch.
 """
 
 from functools import partial
 
+from models import cnn, generative, sequences
 from models.affine import (
     instance_norm_net,
     learnable_affine_net,
@@ -20,7 +23,7 @@ from models.normalized import INCEPTIONS, alexnet, googlenet, group_norm_resnet
 from models.styles import AdaptiveGenerator, StyledDecoder, convnext, style_transfer
 from models.tokens import LeViT, layer_scale_net, mlp
 
-__all__ = ["LARGE", "MODELS", "Entry"]
+__all__ = ["KNOWN", "LARGE", "MODELS", "Entry"]
 
 _IMAGE = ((2, 3, 32, 32),)
 _BATCHES = ({0: "batch"}, {0: "batch"})
@@ -81,3 +84,6 @@ LARGE: dict[str, Entry] = {
     )
 }
 """The same architectures at a size whose latency can be measured."""
+
+KNOWN: dict[str, Entry] = {entry.name: entry for entry in (*cnn.ENTRIES, *sequences.ENTRIES, *generative.ENTRIES)}
+"""The nets that made each norm known, small."""

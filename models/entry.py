@@ -40,6 +40,14 @@ class Entry:
             randomize(module)
         return module.eval()
 
+    def __call__(self) -> nn.Module:
+        """The module with `example_inputs` and `dynamic_shapes`, where `normfuse export` looks for them."""
+        module = self.module()
+        dynamic = tuple(dict(dims) or None for dims in self.dynamic)
+        for name, value in (("example_inputs", self.examples()), ("dynamic_shapes", dynamic)):
+            setattr(module, name, value)
+        return module
+
     def examples(self) -> tuple[Tensor, ...]:
         """Example inputs of the shapes in `shapes`: N(0, 1), and tokens."""
         generator = torch.Generator().manual_seed(self.seed)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from normfuse.calibration import calibrate as calibrate
     from normfuse.errors import ModelError as ModelError
     from normfuse.errors import NormfuseError as NormfuseError
+    from normfuse.exporting import export as export
     from normfuse.inspection import inspect as inspect
     from normfuse.model import save as save
     from normfuse.pipeline import Result as Result
@@ -29,6 +30,7 @@ _HOME = {
     "Result": "pipeline",
     "Target": "target",
     "calibrate": "calibration",
+    "export": "exporting",
     "inspect": "inspection",
     "optimize": "pipeline",
     "save": "model",
@@ -43,6 +45,7 @@ __all__ = [
     "Result",
     "Target",
     "calibrate",
+    "export",
     "inspect",
     "optimize",
     "save",

@@ -14,6 +14,7 @@ import click
 from normfuse import __version__
 from normfuse.cli_calibrate import calibrate
 from normfuse.cli_cases import ANNOTATIONS, JUNIT, told
+from normfuse.cli_export import export
 from normfuse.cli_reduce import reduce
 from normfuse.errors import NormfuseError
 from normfuse.options import (
@@ -455,4 +456,5 @@ def _rule_fields(rule: "Rule") -> dict[str, Any]:
 
 
 main.add_command(calibrate)
+main.add_command(export)
 main.add_command(reduce)

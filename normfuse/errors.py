@@ -37,9 +37,17 @@ class TargetError(NormfuseError):
 
 
 class ParityError(NormfuseError):
-    """The result does not compute what the original computes."""
+    """The result does not compute what the original computes.
+
+    Attributes:
+        report: what was done and how it was judged (`normfuse.Report`), where that is known.
+    """
 
     exit_status = 1
+
+    def __init__(self, message: str, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class ExportError(NormfuseError):

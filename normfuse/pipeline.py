@@ -33,6 +33,7 @@ from normfuse.signatures import explained
 from normfuse.target import Target
 
 if TYPE_CHECKING:
+    from normfuse.foreign import Foreign
     from normfuse.tuning import Tuner
 
 Observer = Callable[[str, ir.Model], None]
@@ -161,6 +162,7 @@ def prove(
     original: ir.Model,
     target: str | Target = "cpu",
     *,
+    reference: "Foreign | None" = None,
     verify_budget: float = 60.0,
     data: Any = None,
     progress: Callable[[str], None] | None = None,
@@ -173,6 +175,7 @@ def prove(
     Args:
         original: what `normfuse.model.load` returned; it is not changed.
         target: as for `optimize`.
+        reference: what the whole is judged against instead of the model, such as the torch module it was made from.
         verify_budget: seconds that the certificates may take, and the proof of the whole again.
         data: as for `optimize`.
         progress: called with what is being done.
@@ -210,7 +213,7 @@ def prove(
     report.refusals = unique([*report.refusals, *refusals])
     with explained(original.clone):
         report.parity = verify(
-            original,
+            original if reference is None else reference,
             model,
             data=data,
             budget=verify_budget,

@@ -1,0 +1,140 @@
+"""The verb `export` of the command line.
+
+Only click is imported with this module, as with `normfuse.cli`.
+"""
+
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from normfuse.errors import ParityError
+from normfuse.options import DATA, IGNORE, SELECT, SHAPE, TARGET, THREADS, Shapes, read_arrays
+from normfuse.verb import Verb, end, print_json
+
+if TYPE_CHECKING:
+    from normfuse.factories import Example
+    from normfuse.report import Report
+
+
+def read_examples(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> "list[Example]":
+    """Example inputs, from `NAME:DIMS[:DTYPE]`; anything else is a usage error."""
+    from normfuse.factories import Example
+
+    try:
+        return [Example.parse(value) for value in values]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command(cls=Verb)
+@click.argument("factory", metavar="MODULE:FACTORY")
+@click.option("-o", "--output", type=click.Path(), help="Where to write the model.")
+@click.option(
+    "--weights",
+    type=click.Path(),
+    metavar="FILE",
+    help="Load these weights first: .safetensors, or a state_dict that torch.save wrote.",
+)
+@click.option(
+    "--input",
+    "examples",
+    multiple=True,
+    callback=read_examples,
+    metavar="NAME:DIMS[:DTYPE]",
+    help="Example input, such as x:batch=2,3,224,224 or ids:1,16:int64; a name makes an axis dynamic. Repeatable.",
+)
+@click.option("--static", is_flag=True, help="Make no axis dynamic.")
+@click.option("--train", is_flag=True, help="Export parts that are in training mode so; there is no proof then.")
+@TARGET
+@THREADS
+@click.option("--opset", type=click.IntRange(min=1), metavar="N", help="Write this opset, 18 or above. [default: 20]")
+@SELECT
+@IGNORE
+@click.option("--optimize/--no-optimize", default=True, help="Optimize for the target. [default: yes]")
+@click.option("--verify/--no-verify", default=True, help="Prove the result against the module. [default: yes]")
+@click.option(
+    "--verify-budget",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for the proof.",
+)
+@DATA
+@SHAPE
+@click.option("-v", "--verbose", is_flag=True, help="Name every node that was refused.")
+def export(
+    factory: str,
+    output: str | None,
+    weights: str | None,
+    examples: "list[Example]",
+    static: bool,
+    train: bool,
+    target: str,
+    threads: int | None,
+    opset: int | None,
+    select: list[str],
+    ignore: list[str],
+    optimize: bool,
+    verify: bool,
+    verify_budget: float,
+    data: tuple[str, ...],
+    shapes: Shapes,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Export a torch module to ONNX, optimized and proved.
+
+    MODULE:FACTORY names what makes the module, or is one, such as models.cnn:resnet18. Example inputs are given with
+    --input, or are the attribute example_inputs of the module: a tuple of tensors. Its attribute dynamic_shapes, if
+    any, says which axes are dynamic.
+    """
+    if output is None:
+        raise click.UsageError("where to? Give -o OUT.onnx")
+    from normfuse.model import check_output
+
+    check_output(output, None)
+    inputs = read_arrays(data)
+    from normfuse import console, pipeline
+    from normfuse.exporting import export as run
+    from normfuse.factories import make
+
+    with console.Progress(f"importing {factory}") as progress:
+        made = make(factory, weights, examples, static)
+        if made.training and not train:
+            click.echo(f"Warning: {made.training}", err=True)
+        try:
+            written: str | None = output
+            report = run(
+                made.module,
+                made.args,
+                output,
+                kwargs=made.kwargs,
+                target=target,
+                threads=threads,
+                opset=opset,
+                dynamic_shapes=made.dynamic_shapes,
+                training=train,
+                select=select,
+                ignore=ignore,
+                optimize=optimize,
+                verify=verify,
+                verify_budget=verify_budget,
+                data=inputs or None,
+                shapes=shapes,
+                progress=progress.say,
+            ).report
+        except ParityError as error:
+            if error.report is None:
+                raise
+            report = cast("Report", error.report)
+            written = None
+    if as_json:
+        print_json("export", {"module": factory, "target": target, "written": written, **report.to_dict()})
+    else:
+        console.print_report(report, {rule.name: rule for rule in pipeline.rules()}, verbose=verbose)
+        if written is None:
+            click.echo("nothing written: the result does not compute what the module computes")
+        else:
+            click.echo(f"written: {written}")
+    end(written is not None)

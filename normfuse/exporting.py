@@ -1,0 +1,230 @@
+"""`export`: from a torch module to an optimized, proved ONNX file in one call.
+
+    module → captured, each normalization one node → optimized for the target → proved against the module in float64
+           → written, or nothing is
+
+Nothing of torch is imported before `export` is called.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from normfuse import functions
+from normfuse.errors import ExportError, NormfuseError, ParityError
+from normfuse.model import check_output, load, save
+from normfuse.pipeline import Result, Settings, prove, rewrite
+from normfuse.report import Counts, Report
+from normfuse.target import Target
+
+if TYPE_CHECKING:
+    import torch
+
+    from normfuse.foreign import Foreign
+
+
+def export(
+    module: "torch.nn.Module",
+    args: Any = (),
+    path: str | PathLike[str] | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    target: str | Target = "cpu",
+    threads: int | None = None,
+    opset: int | None = None,
+    dynamic_shapes: Any = None,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
+    training: bool = False,
+    translations: Mapping[Any, Callable[..., Any]] | None = None,
+    optimize: bool = True,
+    verify: bool = True,
+    verify_budget: float = 60.0,
+    data: Any = None,
+    shapes: Mapping[str, Any] | None = None,
+    select: Collection[str] = (),
+    ignore: Collection[str] = (),
+    progress: Callable[[str], None] | None = None,
+) -> Result:
+    """Exports a torch module to ONNX with its normalizations kept, optimizes it, and proves and writes the result.
+
+    Args:
+        module: the module; it is left as it was.
+        args: example inputs for one call: a tuple of positional arguments, or the only one.
+        path: where to write the result; nothing is written where it is None, or where the proof fails.
+        kwargs: example keyword arguments.
+        target: where the model will run: `portable`, `cpu` or `cuda`, or a `Target`.
+        threads: intra-op threads that the session will use; those of this machine where None.
+        opset: the opset to write, at least 18; 20 where None.
+        dynamic_shapes: which axes of the inputs are dynamic, nested like the arguments: a tuple with one item for each
+            positional argument, or a dict by parameter name; for a tensor {axis: name}, where a name is a string or a
+            `torch.export.Dim`; None for what is static.
+        input_names: names for the inputs of the graph; those of the parameters where empty.
+        output_names: names for its outputs.
+        training: whether parts that are in training mode are exported so. There is no proof against the module then.
+        translations: for `torch.onnx.export(custom_translation_table=…)`; these rows go before ours.
+        optimize: whether to optimize for the target; else the file holds what was captured, and functions of the domain
+            `normfuse` where the opset has no operator for a normalization.
+        verify: whether to compare the result with the module, against its own float64.
+        verify_budget: seconds that the float64 may take.
+        data: inputs to verify with besides the example, as `normfuse.verify` takes them.
+        shapes: shapes to verify with, by input name, or sizes by the name of a dynamic dimension.
+        select: names of the rules of FOLD and LOWER to use; all where empty.
+        ignore: names of rules or stages not to use.
+        progress: called with what is being done.
+
+    Returns:
+        the model as `onnx_ir.Model`, and the report.
+
+    Raises:
+        ExportError: torch or onnxscript is missing, or torch cannot export the module.
+        NormfuseError: an argument is wrong, or nothing can be written there.
+        TargetError: ONNX Runtime is missing, or cannot run the model.
+        ParityError: the result does not compute what the module computes.
+    """
+    say = progress or (lambda doing: None)
+    torch = require_torch()
+    if not isinstance(module, torch.nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        kind = type(module).__name__
+        raise ExportError(f"a {kind} cannot be exported; give the torch.nn.Module it was made from")
+    from normfuse.capture import DEFAULT_OPSET, OPSETS, capture, check_opset, in_mode
+
+    check_opset(opset)
+    where = Target.parse(target, threads)
+    if path is not None:
+        check_output(path, None)
+    positional, named = args if isinstance(args, tuple) else (args,), dict(kwargs or {})
+    wanted = opset or DEFAULT_OPSET
+    say(f"exporting {type(module).__name__}")
+    modes = reminder(module)
+    if modes and not training:
+        warnings.warn(modes, stacklevel=2)
+    with in_mode(module, training):
+        captured = capture(
+            module,
+            positional,
+            named,
+            opset=min(wanted, OPSETS[-1]),
+            dynamic_shapes=dynamic_shapes,
+            input_names=input_names,
+            output_names=output_names,
+            translations=translations,
+        )
+        _check_inputs(captured, module)
+        settings: Settings = {"threads": where.threads, "select": select, "ignore": ignore, "shapes": shapes}
+        settings |= {"opset": wanted if wanted > OPSETS[-1] else None}
+        reference = None
+        if verify and not (training and modes):
+            from normfuse.modules import torch_module
+
+            reference = torch_module(module, _inputs(module, positional, named), like=captured)
+        result = _optimized(captured, where, reference, settings, optimize, verify, verify_budget, data, say)
+    parity = result.report.parity
+    if parity is not None and not parity.passed:
+        error = ParityError(f"the result does not compute what the module computes: {parity.reason}", result.report)
+        error.add_note("run with verify=False to look at the result")
+        raise error
+    if path is not None:
+        say(f"writing {path}")
+        save(result.model, path)
+    return result
+
+
+def _optimized(
+    captured: ir.Model,
+    where: Target,
+    reference: "Foreign | None",
+    settings: Settings,
+    optimize: bool,
+    verify: bool,
+    verify_budget: float,
+    data: Any,
+    say: Callable[[str], None],
+) -> Result:
+    """What is captured, made ready for a target and judged."""
+    own = [] if reference is None or not reference.example else [reference.example]
+    own += [] if data is None else data if isinstance(data, list) else [data]
+    if not optimize:
+        from normfuse.verification import verify as judge
+
+        report = Report(Counts.of(captured), Counts.of(captured), [], [])
+        if reference is not None:
+            report.parity = judge(
+                reference,
+                captured,
+                data=own or None,
+                budget=verify_budget,
+                provider=where.provider,
+                stand_in=True,
+                shapes=settings.get("shapes"),
+                progress=say,
+            )
+        return Result(captured, report)
+    before = Counts.of(captured)
+    original = load(captured)
+    functions.inline(original)
+    if verify:
+        model, report = prove(
+            original,
+            where,
+            reference=reference,
+            verify_budget=verify_budget,
+            data=own or None,
+            progress=say,
+            **settings,
+        )
+    else:
+        model, report = original, rewrite(original, where, **settings)
+    report.before = before
+    return Result(model, report)
+
+
+def require_torch() -> Any:
+    """torch, with what its exporter needs.
+
+    Raises:
+        ExportError: something of that is missing.
+    """
+    from importlib.util import find_spec
+
+    absent = [name for name in ("torch", "onnxscript") if find_spec(name) is None]
+    if absent:
+        raise ExportError(f"export needs {' and '.join(absent)}; run: pip install normfuse[torch]")
+    import torch
+
+    return torch
+
+
+def reminder(module: Any) -> str:
+    """What to say about a module some parts of which were left in training mode; nothing where none was."""
+    modes = [name for name, part in module.named_modules() if part.training]
+    if not modes:
+        return ""
+    which = "it" if not modes[0] else f"its part {modes[0]!r}"
+    return (
+        f"{type(module).__name__}: {which} is in training mode; it is exported in eval mode and left as it is "
+        "(training=True exports it as it is)"
+    )
+
+
+def _check_inputs(model: ir.Model, module: Any) -> None:
+    if not model.graph.inputs:
+        raise ExportError(
+            f"{type(module).__name__} has no tensor among its example inputs, so the model would be a constant; give "
+            "tensors in args or kwargs"
+        )
+
+
+def _inputs(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Positional and keyword arguments as one tuple or dict."""
+    if not kwargs:
+        return args
+    try:
+        bound = inspect.signature(module.forward).bind_partial(*args)
+    except TypeError as error:
+        raise NormfuseError(f"the arguments are not those of {type(module).__name__}: {error}") from error
+    return {**bound.arguments, **kwargs}

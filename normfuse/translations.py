@@ -1,0 +1,164 @@
+"""How each normalization of torch is written in ONNX: `TRANSLATIONS`, a row per operator, for `normfuse.exporting`.
+
+============== ============================= =====================================================
+torch.ops.aten one node                      what it is in the file
+============== ============================= =====================================================
+group_norm     normfuse::GroupNormalization  a function: see `normfuse.functions.STANDARD`
+rms_norm       normfuse::RMSNormalization    RMSNormalization from opset 23 on
+layer_norm     LayerNormalization            the same
+instance_norm  InstanceNormalization         the same; with running statistics a BatchNormalization
+batch_norm     normfuse::BatchNormalization  BatchNormalization; torch names it _native_batch_norm_legit
+batch_norm     normfuse::BatchStatistics     a function: by the statistics of the batch
+============== ============================= =====================================================
+
+Where the opset has no such operator, the function of that name stays, whose body is standard (`normfuse.functions`).
+
+Other normalizations reach ONNX as one operator by themselves or are taken apart before an exporter can see them:
+local_response_norm, F.normalize, weight_norm, spectral_norm, and what people write themselves. LIFT recognises those,
+and what is computed of weights alone is evaluated once.
+
+This module imports torch and onnxscript.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxscript
+import torch
+from onnxscript import opset18 as op
+
+from normfuse import functions
+
+_OWN = onnxscript.values.Opset(functions.DOMAIN, 1)
+_CALL = {name: onnxscript.values.Op(_OWN, name, functions.schema(name)) for name in functions.FUNCTIONS}
+
+TRANSLATIONS: dict[Any, Callable[..., Any]] = {}
+"""What torch.onnx.export takes as `custom_translation_table`."""
+
+
+def _row(operator: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(law: Callable[..., Any]) -> Callable[..., Any]:
+        TRANSLATIONS[operator] = law
+        return law
+
+    return register
+
+
+@_row(torch.ops.aten.group_norm.default)
+def group_norm(
+    x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enabled: bool = True
+) -> Any:
+    """γ · (x − μ) / √(Var + ε) + β, statistics for each group of channels: Wu and He, 2018."""
+    shape = (_size(x, 1),)
+    scale, shift = _parameter(weight, 1.0, shape, x), _parameter(bias, 0.0, shape, x)
+    return _CALL[_wide("GroupNormalization", x)](x, scale, shift, num_groups=groups, epsilon=eps)
+
+
+@_row(torch.ops.aten.rms_norm.default)
+def rms_norm(x: Any, normalized_shape: Sequence[Any], weight: Any = None, eps: float | None = None) -> Any:
+    """γ · x / √(E[x²] + ε) over the last axes: Zhang and Sennrich, 2019."""
+    if eps is None:  # that of the dtype it computes in, not of the dtype of x
+        eps = float(np.finfo(np.float64 if x.dtype == ir.DataType.DOUBLE else np.float32).eps)
+    scale = _parameter(weight, 1.0, _sizes(normalized_shape), x)
+    axes = list(range(-len(normalized_shape), 0))
+    return _CALL[_wide("RMSNormalization", x)](x, scale, axes=axes, epsilon=eps)
+
+
+@_row(torch.ops.aten.layer_norm.default)
+def layer_norm(
+    x: Any,
+    normalized_shape: Sequence[Any],
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Any:
+    """γ · (x − μ) / √(Var + ε) + β over the last axes: Ba, Kiros and Hinton, 2016."""
+    scale = _parameter(weight, 1.0, _sizes(normalized_shape), x)
+    inputs = (x, scale) if bias is None else (x, scale, _like(bias, x))
+    stash = ir.DataType.DOUBLE if x.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
+    y, *_ = op.LayerNormalization(*inputs, axis=-len(normalized_shape), epsilon=eps, stash_type=int(stash))
+    return y
+
+
+@_row(torch.ops.aten.instance_norm.default)
+def instance_norm(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Any:
+    """γ · (x − μ) / √(Var + ε) + β over the spatial axes: Ulyanov, Vedaldi and Lempitsky, 2016.
+
+    With running statistics it is what a BatchNormalization computes at inference.
+    """
+    shape = (_size(x, 1),)
+    scale, shift = _parameter(weight, 1.0, shape, x), _parameter(bias, 0.0, shape, x)
+    if use_input_stats:
+        return op.InstanceNormalization(x, scale, shift, epsilon=eps)
+    return _CALL["BatchNormalization"](x, scale, shift, _like(running_mean, x), _like(running_var, x), epsilon=eps)
+
+
+@_row(torch.ops.aten._native_batch_norm_legit_no_training.default)
+def batch_norm(
+    x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float, eps: float
+) -> tuple[Any]:
+    """γ · (x − E[x]) / √(Var[x] + ε) + β with stored statistics: Ioffe and Szegedy, 2015."""
+    shape = (_size(x, 1),)
+    scale, shift = _parameter(weight, 1.0, shape, x), _parameter(bias, 0.0, shape, x)
+    mean, variance = _like(running_mean, x), _like(running_var, x)
+    return (_CALL["BatchNormalization"](x, scale, shift, mean, variance, epsilon=eps),)
+
+
+@_row(torch.ops.aten._native_batch_norm_legit.no_stats)
+def batch_statistics(x: Any, weight: Any, bias: Any, training: bool, momentum: float, eps: float) -> tuple[Any]:
+    """γ · (x − μ) / √(Var + ε) + β with the statistics of the batch, where no others are kept."""
+    shape = (_size(x, 1),)
+    scale, shift = _parameter(weight, 1.0, shape, x), _parameter(bias, 0.0, shape, x)
+    axes = [axis for axis in range(len(x.shape)) if axis != 1]
+    return (_CALL["BatchStatistics"](x, scale, shift, axes=axes, epsilon=eps),)
+
+
+def _wide(name: str, x: Any) -> str:
+    """The function with statistics in float32 where x is narrower, as torch has them."""
+    return name if x.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE) else f"Wide{name}"
+
+
+def _sizes(shape: Sequence[Any]) -> tuple[int, ...]:
+    """A shape whose sizes are known.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not all(isinstance(size, int) for size in shape):
+        raise ValueError("the size of what it normalizes over is dynamic; leave that axis static")
+    return tuple(shape)
+
+
+def _size(x: Any, axis: int) -> int:
+    """The size of an axis of x.
+
+    Raises:
+        ValueError: it is not known.
+    """
+    return _sizes([x.shape[axis]])[0]
+
+
+def _parameter(value: Any, default: float, shape: tuple[int, ...], x: Any) -> Any:
+    """γ or β in the dtype of x, all ones or zeros where there is none."""
+    if value is not None:
+        return _like(value, x)
+    tensor: Any = ir.tensor(np.full(shape, default, x.dtype.numpy()), dtype=x.dtype)
+    return op.Constant(value=tensor)
+
+
+def _like(value: Any, x: Any) -> Any:
+    """A value in the dtype of x."""
+    return value if value.dtype == x.dtype else op.Cast(value, to=int(x.dtype))

@@ -1,0 +1,351 @@
+"""normfuse.export: torch modules to proved files."""
+
+import re
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from onnxscript import opset18 as op  # noqa: E402  # nothing here can run without torch
+from torch import Tensor, nn  # noqa: E402
+
+import normfuse  # noqa: E402
+from models.entry import randomize  # noqa: E402
+from normfuse.capture import capture  # noqa: E402
+from normfuse.errors import ExportError, NormfuseError, ParityError  # noqa: E402
+from normfuse.translations import TRANSLATIONS  # noqa: E402
+
+ATEN = torch.ops.aten
+BATCH = {0: "batch"}
+
+ROWS: dict[str, tuple[Any, nn.Module, str, int]] = {
+    "group norm": (ATEN.group_norm.default, nn.GroupNorm(2, 4), "GroupNormalization", 99),
+    "group norm without γ and β": (
+        ATEN.group_norm.default,
+        nn.GroupNorm(2, 4, affine=False),
+        "GroupNormalization",
+        99,
+    ),
+    "rms norm": (ATEN.rms_norm.default, nn.RMSNorm((5, 6)), "RMSNormalization", 23),
+    "rms norm with an ε": (ATEN.rms_norm.default, nn.RMSNorm(6, eps=0.01), "RMSNormalization", 23),
+    "layer norm": (ATEN.layer_norm.default, nn.LayerNorm(6), "LayerNormalization", 18),
+    "layer norm without β": (ATEN.layer_norm.default, nn.LayerNorm((5, 6), bias=False), "LayerNormalization", 18),
+    "instance norm": (ATEN.instance_norm.default, nn.InstanceNorm2d(4), "InstanceNormalization", 18),
+    "instance norm by running statistics": (
+        ATEN.instance_norm.default,
+        nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
+        "BatchNormalization",
+        18,
+    ),
+    "batch norm": (
+        ATEN._native_batch_norm_legit_no_training.default,
+        nn.BatchNorm2d(4, eps=0.01),
+        "BatchNormalization",
+        18,
+    ),
+    "batch norm by the statistics of the batch": (
+        ATEN._native_batch_norm_legit.no_stats,
+        nn.BatchNorm2d(4, track_running_stats=False),
+        "BatchStatistics",
+        99,
+    ),
+}
+"""For each row of the table: a module, what it becomes, and the first opset that has that operator."""
+
+
+class Each(nn.Module):
+    """Several modules side by side on the same input, an output for each."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part(x) for part in self.parts)
+
+
+def all_rows(seed: int = 3) -> nn.Module:
+    torch.manual_seed(seed)
+    module = Each(*(row[1] for row in ROWS.values())).eval()
+    randomize(module)
+    return module
+
+
+def called(model: ir.Model) -> Counter[str]:
+    """Operators that are no constants and no arithmetic on them, as `domain::name`."""
+    nodes = [node for node in model.graph if node.op_type not in ("Constant", "Unsqueeze")]
+    return Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in nodes)
+
+
+def run(path: Path | str, **inputs: Tensor) -> list[Any]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    results: list[Any] = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    return results
+
+
+class TestTranslations:
+    def test_every_row_has_a_case(self) -> None:
+        assert set(TRANSLATIONS) == {row[0] for row in ROWS.values()}
+
+    @pytest.mark.parametrize("opset", [18, 20, 21, 23])
+    def test_each_normalization_is_one_node(self, opset: int) -> None:
+        module, x = all_rows(), torch.randn(2, 4, 5, 6)
+        model = capture(module, (x,), {}, opset=opset, dynamic_shapes=(BATCH,))
+        names = [name if opset >= since else f"normfuse::{name}" for _, _, name, since in ROWS.values()]
+        assert called(model) == Counter(names)
+        assert model.opset_imports[""] == opset
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+    def test_the_functions_are_a_model_that_runs_and_is_proved(self, tmp_path: Path) -> None:
+        path = tmp_path / "raw.onnx"
+        module, x = all_rows(), torch.randn(2, 4, 5, 6)
+        result = normfuse.export(module, x, path, opset=20, dynamic_shapes=(BATCH,), optimize=False)
+        assert result.report.parity is not None
+        assert result.report.parity.passed
+        assert len({output.name for output in result.report.parity.outputs}) == len(ROWS)
+        for y, wanted in zip(run(path, x=x), module(x), strict=True):
+            np.testing.assert_allclose(y, wanted.detach().numpy(), rtol=2e-5, atol=2e-6)
+
+    @pytest.mark.parametrize(("opset", "target"), [(18, "portable"), (20, "cpu"), (23, "portable"), (23, "cpu")])
+    def test_what_becomes_of_them_for_a_target_computes_the_same(self, opset: int, target: str, tmp_path: Path) -> None:
+        path = tmp_path / "model.onnx"
+        module, x = all_rows(), torch.randn(2, 4, 5, 6)
+        result = normfuse.export(
+            module, x, path, target=target, opset=opset, dynamic_shapes=(BATCH,), verify=target == "cpu" and opset == 23
+        )
+        parity = result.report.parity
+        assert parity is None or (parity.passed and parity.judged_by == "oracle")
+        assert not result.model.functions
+        assert result.model.graph.inputs[0].shape == ["batch", 4, 5, 6]
+        wide = torch.randn(3, 4, 5, 6)
+        for y, wanted in zip(run(path, x=wide), module(wide), strict=True):
+            np.testing.assert_allclose(y, wanted.detach().numpy(), rtol=2e-5, atol=2e-6)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+    def test_narrow_types_have_their_statistics_in_float32(self, dtype: torch.dtype) -> None:
+        parts = (nn.GroupNorm(2, 4), nn.RMSNorm(6), nn.LayerNorm(6))
+        module = Each(*parts).to(dtype).eval()
+        randomize(module)
+        x = torch.randn(2, 4, 5, 6).to(dtype)
+        model = capture(module, (x,), {}, opset=20)
+        assert called(model).keys() >= {"normfuse::WideGroupNormalization", "normfuse::WideRMSNormalization"}
+        result = normfuse.export(module, x, opset=20)
+        assert result.report.parity is not None
+        assert result.report.parity.passed
+
+    def test_float64_keeps_its_own_statistics(self) -> None:
+        module, x = nn.RMSNorm(6).double(), torch.randn(2, 6).double()
+        assert called(capture(module, (x,), {}, opset=23)) == {"normfuse::RMSNormalization": 1}
+
+    def test_own_rows_go_first(self) -> None:
+        seen: list[Any] = []
+
+        def relu(x: Any) -> Any:
+            seen.append(x)
+            return op.Max(x, op.CastLike(op.Constant(value_float=0.0), x))
+
+        result = normfuse.export(
+            nn.ReLU().eval(), torch.randn(2, 3), translations={ATEN.relu.default: relu}, optimize=False, verify=False
+        )
+        assert seen
+        assert "Max" in called(result.model)
+
+
+class Nested(nn.Module):
+    """Nested inputs and outputs, keyword arguments, and a weight with two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(
+        self, tokens: Tensor, extra: dict[str, Any], *, scale: Tensor, shift: float = 0.5
+    ) -> dict[str, Tensor | list[Tensor]]:
+        y = self.norm(self.embedding(tokens) + extra["bias"] * scale + extra["pair"][0])
+        return {"logits": self.head(y), "states": [y + shift, extra["pair"][1] * 2.0]}
+
+
+class TestArguments:
+    def test_nested_inputs_keyword_arguments_and_tied_weights(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        module = Nested().eval()
+        randomize(module)
+        tokens = torch.randint(0, 11, (2, 5))
+        extra = {"bias": torch.randn(8), "pair": (torch.randn(2, 5, 8), torch.randn(3))}
+        scale = torch.randn(8)
+        shapes = {"tokens": {0: "batch", 1: "length"}, "extra": {"bias": None, "pair": (BATCH | {1: "length"}, None)}}
+        path = tmp_path / "nested.onnx"
+        result = normfuse.export(
+            module, (tokens, extra), path, kwargs={"scale": scale}, dynamic_shapes=shapes | {"scale": None}
+        )
+        assert result.report.parity is not None
+        assert result.report.parity.passed
+        tables = [value for value in result.model.graph.initializers.values() if value.shape == [11, 8]]
+        turned = [value for value in result.model.graph.initializers.values() if value.shape == [8, 11]]
+        assert len(tables) + len(turned) <= 2
+        tokens, pair = torch.randint(0, 11, (3, 4)), torch.randn(3, 4, 8)
+        names = [value.name for value in result.model.graph.inputs]
+        assert len(names) == 5
+        inputs = dict(zip(names, (tokens, extra["bias"], pair, extra["pair"][1], scale), strict=True))
+        expected = module(tokens, {"bias": extra["bias"], "pair": (pair, extra["pair"][1])}, scale=scale)
+        flat = [expected["logits"], *expected["states"]]
+        for y, wanted in zip(run(path, **inputs), flat, strict=True):
+            np.testing.assert_allclose(y, wanted.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+    def test_names_of_inputs_and_outputs(self) -> None:
+        result = normfuse.export(
+            nn.Linear(3, 2).eval(), torch.randn(1, 3), input_names=["a"], output_names=["b"], verify=False
+        )
+        assert [value.name for value in result.model.graph.inputs] == ["a"]
+        assert [value.name for value in result.model.graph.outputs] == ["b"]
+
+    def test_a_dim_of_torch_is_a_dimension(self) -> None:
+        shapes = ({0: torch.export.Dim("rows", min=1, max=64)},)
+        result = normfuse.export(nn.Linear(3, 2).eval(), torch.randn(4, 3), dynamic_shapes=shapes, verify=False)
+        assert result.model.graph.inputs[0].shape == ["rows", 3]
+
+    @pytest.mark.parametrize("opset", [17, 1000])
+    def test_an_opset_that_torch_does_not_write_is_refused(self, opset: int) -> None:
+        with pytest.raises(NormfuseError, match=f"writes opsets 18 and above, here up to .*, not {opset}"):
+            normfuse.export(nn.Linear(3, 2).eval(), torch.randn(1, 3), opset=opset)
+
+    def test_an_opset_above_those_is_reached_by_raising(self) -> None:
+        if onnx.defs.onnx_opset_version() < 24:
+            pytest.skip("onnx knows no opset above those of torch")
+        result = normfuse.export(nn.Linear(3, 2).eval(), torch.randn(1, 3), opset=24, verify=False)
+        assert result.model.opset_imports[""] == 24
+
+
+class TestMode:
+    def net(self) -> nn.Module:
+        torch.manual_seed(1)
+        module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.ReLU())
+        randomize(module)
+        return module.train()
+
+    def test_a_module_in_training_mode_is_exported_in_eval_mode_and_left_as_it_is(self) -> None:
+        module = self.net()
+        module[2].eval()
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        with pytest.warns(UserWarning, match="Sequential: it is in training mode; it is exported in eval mode"):
+            result = normfuse.export(module, torch.randn(2, 3, 6, 6))
+        assert [part.training for part in module.modules()] == [True, True, True, False, True]
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before[name])
+        assert result.report.parity is not None
+        assert result.report.parity.passed
+        assert called(result.model) == {"Conv": 1, "Relu": 1}
+
+    def test_a_part_in_training_mode_is_named(self) -> None:
+        module = self.net().eval()
+        module[1].train()
+        with pytest.warns(UserWarning, match="its part '1' is in training mode"):
+            normfuse.export(module, torch.randn(2, 3, 6, 6), verify=False)
+
+    def test_in_eval_mode_nothing_is_said(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            normfuse.export(self.net().eval(), torch.randn(2, 3, 6, 6), verify=False)
+
+    def test_it_is_left_as_it_is_where_export_fails(self) -> None:
+        module = nn.Sequential(self.net(), Branches())
+        with pytest.warns(UserWarning), pytest.raises(ExportError):
+            normfuse.export(module, torch.randn(2, 3, 6, 6))
+        assert all(part.training for part in module.modules())
+
+
+class Branches(nn.Module):
+    """Control flow that depends on values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.sum() > 0 else x - 1
+
+
+class Unknown(nn.Module):
+    """An operator that torch.onnx has no translation of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.svd(x)[1]
+
+
+class Fixed(nn.Module):
+    """A size that cannot be dynamic."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(2, 12)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("part", "arguments", "message"),
+        [
+            (Branches(), {}, r"cannot export Sequential, 1 \(Branches\).*use torch\.where or torch\.cond"),
+            (
+                Unknown(),
+                {},
+                r"cannot export Sequential, 1 \(Unknown\): aten\._?linalg_svd.*no translation of it: write",
+            ),
+            (
+                Fixed(),
+                {"dynamic_shapes": ({0: "batch"},)},
+                r"cannot export Sequential.*for every size of a dimension in dynamic_shapes: leave that dimension out",
+            ),
+            (nn.Identity(), {"dynamic_shapes": ({0: "batch"}, {0: "b"})}, "dynamic_shapes must be nested like the arg"),
+            (nn.Identity(), {"kwargs": {"other": torch.ones(1)}}, "example inputs are not what the module takes"),
+        ],
+        ids=["control flow", "operator", "size", "structure", "arguments"],
+    )
+    def test_one_line_names_the_module_and_what_to_try(
+        self, part: nn.Module, arguments: dict[str, Any], message: str, tmp_path: Path
+    ) -> None:
+        module = nn.Sequential(nn.ReLU(), part).eval()
+        with pytest.raises(ExportError, match=message) as raised:
+            normfuse.export(module, torch.randn(2, 3, 4), tmp_path / "model.onnx", **arguments)
+        assert "\n" not in str(raised.value)
+        assert "\x1b" not in str(raised.value)
+        assert not list(tmp_path.iterdir())
+
+    def test_what_is_no_module_is_refused(self) -> None:
+        with pytest.raises(ExportError, match=r"a function cannot be exported; give the torch\.nn\.Module"):
+            normfuse.export(lambda x: x, torch.ones(1))  # type: ignore[arg-type]  # that is what is tested
+
+    def test_without_tensors_there_is_nothing_to_export(self) -> None:
+        class Constant(nn.Module):
+            def forward(self) -> Tensor:
+                return torch.ones(2)
+
+        with pytest.raises(ExportError, match="Constant has no tensor among its example inputs"):
+            normfuse.export(Constant().eval())
+
+    def test_a_place_that_cannot_be_written_is_refused_before_work_starts(self, tmp_path: Path) -> None:
+        with pytest.raises(NormfuseError, match="missing"):
+            normfuse.export(Unknown(), torch.ones(2, 2), tmp_path / "missing" / "model.onnx")
+
+    def test_a_result_that_computes_something_else_is_not_written(self, tmp_path: Path) -> None:
+        def wrong(x: Any) -> Any:
+            return op.Sigmoid(x)
+
+        path = tmp_path / "model.onnx"
+        path.write_bytes(b"what was there")
+        with pytest.raises(ParityError, match="does not compute what the module computes") as raised:
+            normfuse.export(nn.Tanh().eval(), torch.randn(2, 3), path, translations={ATEN.tanh.default: wrong})
+        assert raised.value.report is not None
+        assert path.read_bytes() == b"what was there"
+
+    def test_what_the_torch_extra_is_for_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        find = "importlib.util.find_spec"
+        monkeypatch.setattr(find, lambda name, *rest: None if name == "onnxscript" else name)
+        with pytest.raises(ExportError, match=re.escape("export needs onnxscript; run: pip install normfuse[torch]")):
+            normfuse.export(nn.Identity(), torch.ones(1))
