@@ -3,6 +3,8 @@
 Each is an `Entry`, which makes a module with random statistics that knows its example inputs and dynamic dimensions.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,7 +20,7 @@ class AdaINTransfer(nn.Module):
         super().__init__()
         channels = (3, width, 2 * width, 4 * width, 8 * width)
         layers: list[nn.Module] = []
-        for stage, (inputs, outputs) in enumerate(zip(channels, channels[1:], strict=False)):
+        for stage, (inputs, outputs) in enumerate(pairwise(channels)):
             layers += [nn.ReflectionPad2d(1), nn.Conv2d(inputs, outputs, 3), nn.ReLU()]
             layers += [nn.MaxPool2d(2)] * (stage in (0, 1))
         self.encoder = nn.Sequential(*layers)

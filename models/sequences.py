@@ -1,4 +1,4 @@
-"""Nets for tokens and sound, small: LayerNorm in an LSTM, BERT and ViT, RMSNorm in Llama, AdaLN in DiT, GroupNorm over time.
+"""Nets for tokens and sound, small: an LSTM, BERT, ViT (LayerNorm), Llama (RMSNorm), DiT (AdaLN), wav2vec (GroupNorm).
 
 Each is an `Entry`, which makes a module with random statistics that knows its example inputs and dynamic dimensions.
 """

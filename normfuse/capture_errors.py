@@ -23,7 +23,7 @@ ADVICE: tuple[tuple[str, str], ...] = (
         "what it does depends on the values it is given: use torch.where or torch.cond, or take it out of the module",
     ),
     (
-        r"Constraints violated|conflicts between user-specified|specialized|not in range|marked .* as dynamic|guards generated|ConstraintViolation",
+        r"Constraints violated|conflicts between user-specified|specialized|not in range|guards generated",
         "it does not work for every size of a dimension in dynamic_shapes: leave that dimension out, or bound it with "
         "torch.export.Dim(name, min=…, max=…)",
     ),

@@ -162,11 +162,14 @@ class Contest:
             if stand_in and self.provider != "cuda" and not self._evaluates and takes_bfloat16(reference):
                 reason = "takes and gives no bfloat16 in Python"  # both could be loaded, if not run
         except TargetError as error:
-            lacks = self.provider != "cuda" and (0, "disabled") not in self.sessions and _NO_KERNEL in str(error)
+            whole = isinstance(reference, Foreign)  # it runs anywhere, and tells nothing about kernels
+            first = whole or (0, "disabled") not in self.sessions
+            lacks = self.provider != "cuda" and first and _NO_KERNEL in str(error)
             if self._stands_in:
                 reason = f"does not have it here, and its CPU provider cannot run both models ({error})"
             elif stand_in and lacks:
-                reason = f"has not all kernels there for the original, which cannot run on it either ({error})"
+                which = "model, which cannot run on it" if whole else "original, which cannot run on it either"
+                reason = f"has not all kernels there for the {which} ({error})"
             else:
                 raise
         if reason:

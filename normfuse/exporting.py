@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from normfuse import functions
-from normfuse.errors import ExportError, NormfuseError, ParityError
+from normfuse.errors import ExportError, NormfuseError, ParityError, TargetError
 from normfuse.model import check_output, load, save
 from normfuse.pipeline import Result, Settings, prove, rewrite
 from normfuse.report import Counts, Report
@@ -177,10 +177,32 @@ def _optimized(
             progress=say,
             **settings,
         )
+        _check_loads(original, model, where, report)
     else:
         model, report = original, rewrite(original, where, **settings)
     report.before = before
     return Result(model, report)
+
+
+def _check_loads(original: ir.Model, model: ir.Model, where: Target, report: Report) -> None:
+    """Where the reference evaluator ran a model, ONNX Runtime must not lack kernels that it had before optimizing.
+
+    Raises:
+        TargetError: it does.
+    """
+    from normfuse.runtime import is_installed, session
+
+    notes = () if report.parity is None else report.parity.notes
+    if not is_installed() or not any("reference evaluator" in note for note in notes):
+        return
+    try:
+        session(model, "disabled", where.provider, name="the result")
+    except TargetError as error:
+        try:
+            session(original, "disabled", where.provider, name="the module as it was captured")
+        except TargetError:
+            return
+        raise TargetError(f"{error}; it can before it is optimized: leave that out (--no-optimize)") from error
 
 
 def require_torch() -> Any:
