@@ -23,7 +23,7 @@ from normfuse.passes.weights import Weights
 _MADE_UP = "unk__"
 """What the names begin with that onnx gives to dimensions that it does not know."""
 
-_ALIKE = frozenset(
+ALIKE = frozenset(
     {
         "Abs",
         "BatchNormalization",
@@ -169,7 +169,7 @@ def _axis(axis: int, row: Row) -> int:
 
 def _found(node: ir.Node, weights: Weights) -> Row | None:
     name = operator(node)
-    if name in _ALIKE:
+    if name in ALIKE:
         return _row(node.inputs[0])
     if name in _BROADCAST:
         return _broadcast([_row(value) for value in node.inputs])

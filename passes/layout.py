@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 import onnx_ir as ir
 
 from normfuse.passes.access import Dim, RefusedError, attribute, dims, only_reader, operator
+from normfuse.passes.dimensions import ALIKE
 from normfuse.passes.journal import Journal
 from normfuse.passes.shapes import copied, left_over
 from normfuse.passes.weights import Weights, is_function_body
@@ -98,8 +99,12 @@ class LayoutPass(ir.passes.InPlacePass):
             return False
 
         def remove() -> None:
+            readers = [use.node for use in output.uses() if use.idx == 0 and operator(use.node) in ALIKE]
             output.replace_all_uses_with(data)
             _remove(chain)
+            for reader in readers:  # the dimensions behind the Reshape may be known less well than those before it
+                if data.shape is not None:
+                    reader.outputs[0].shape = data.shape.copy()
 
         self._make(chain, remove)
         return True

@@ -416,3 +416,17 @@ def test_a_norm_of_no_elements_is_left_as_it_is(target: str) -> None:
     onnx.checker.check_model(result.model, full_check=True)
     assert not result.report.changes
     assert "it normalizes no elements" in reasons_of(result)
+
+
+def test_dimensions_behind_a_reshape_that_goes_are_known_at_once() -> None:
+    """(N, 1, H·W) needs no Reshape to be a row for each sample; without it the way back is none either."""
+    model = build(
+        "(float[N,1,H,W] x) => (float[N,1,L] y) { r = Reshape(x, shape) a = Abs(r) "
+        "n = GroupNormalization<num_groups=1>(a, g, b) y = Mul(n, a) }",
+        shape=np.array([0, 1, -1]),
+        g=(1,),
+        b=(1,),
+    )
+    result = again(model, "cpu", threads=1)
+    kinds = [node.op_type for node in result.model.graph.node]
+    assert kinds == ["Reshape", "Abs", "InstanceNormalization", "Mul"], kinds
