@@ -24,7 +24,6 @@ class Bar:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True, markup=False, highlight=False),
-            disable=not sys.stderr.isatty(),
             transient=True,
         )
         self._task = self._bar.add_task(doing, total=None)
@@ -34,13 +33,15 @@ class Bar:
         self._bar.update(self._task, description=doing, completed=done, total=total)
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        if sys.stderr.isatty():
+            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._bar.live.is_started:
+            self._bar.stop()
 
 
 def partial_line(state: State, merged: bool) -> str:
