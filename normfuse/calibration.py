@@ -195,11 +195,16 @@ def moved(before: ir.Model, after: ir.Model, batches: Iterable[Batch], threads: 
     Raises:
         TargetError: ONNX Runtime cannot run one of the models.
     """
-    sessions = [session(model, "disabled", threads=threads, name="the model") for model in (before, after)]
+    kept = list(batches)
+    old = _outputs(before, kept, threads)  # one after the other: each session holds the weights
     movement = Movement()
-    for batch in batches:
-        old, new = (one.run({name: batch[name] for name in one.inputs}) for one in sessions)
-        for name, array in old.items():
+    for was, now in zip(old, _outputs(after, kept, threads), strict=True):
+        for name, array in was.items():
             if isinstance(array, np.ndarray):
-                movement.add(name, array, new[name])
+                movement.add(name, array, now[name])
     return movement.moved()
+
+
+def _outputs(model: ir.Model, batches: Iterable[Batch], threads: int | None) -> list[dict[str, Any]]:
+    loaded = session(model, "disabled", threads=threads, name="the model")
+    return [loaded.run({name: batch[name] for name in loaded.inputs}) for batch in batches]

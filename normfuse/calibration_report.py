@@ -11,7 +11,7 @@ from normfuse.population import Estimator, Statistics
 from normfuse.report import Change, Report
 from normfuse.runtime import Array
 from normfuse.schema import SCHEMA_VERSION
-from normfuse.stored import RULE
+from normfuse.stored import RULE, is_trivial
 from normfuse.superaccumulator import Float64
 
 
@@ -124,6 +124,11 @@ class Calibration(Report):
         if still := layer.constant_channels:
             which = f"{still} channel{'s' if still > 1 else ''} of {layer.name!r} {'are' if still > 1 else 'is'}"
             self.notes.append(f"{which} constant in the data: whatever differs from that is enlarged by γ/√ε")
+        if is_trivial(layer.old):
+            self.notes.append(
+                f"{layer.name!r} had mean 0 and variance 1: if it was no untrained layer but a plain scale and shift, "
+                "it is wrong now"
+            )
 
 
 class Movement:

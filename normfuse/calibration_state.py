@@ -65,8 +65,8 @@ def planned(model: ir.Model, estimator: str, flow: str) -> tuple[Plan, list[Refu
         )
     if not found:
         raise NormfuseError(
-            "the model has no BatchNormalization: what is folded into weights cannot be estimated anew; export it with "
-            "its BatchNormalizations kept, calibrate that, then optimize it"
+            "the model has no BatchNormalization: what is folded into weights, or written as a scale and a shift, "
+            "cannot be estimated anew; export it with its BatchNormalizations kept, calibrate that, then optimize it"
         )
     if flow == "batch":
         return [found], refusals

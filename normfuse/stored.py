@@ -3,7 +3,8 @@
     y = γ · (x − E[x]) / √(Var[x] + ε) + β
 
 Those that were folded into other weights are gone, and those written as a scale and a shift do not tell E[x] and Var[x]
-apart any more: neither can be estimated anew.
+apart any more: neither can be estimated anew. The other way round, `optimize` writes a scale and a shift between
+convolutions as a BatchNormalization with E[x] = 0, Var[x] = 1 and ε = 0: that is none, and must stay as it is.
 
 The depth level of one is 1 + the highest level of those that its input depends on. None depends on another of its own
 level, so a whole level can be measured at once.
@@ -77,6 +78,11 @@ def statistics_of(model: ir.Model, stored: Stored) -> Statistics:
     """The statistics that a model holds."""
     node = model.graph[stored.index]
     return Statistics(*(_float64(constant_of(node, index)) for index in (_MEAN, _VARIANCE)))
+
+
+def is_trivial(statistics: Statistics) -> bool:
+    """Whether they are those of a BatchNormalization that was never trained, or that is a scale and a shift."""
+    return not np.any(statistics.mean) and bool(np.all(statistics.variance == 1))
 
 
 def write(model: ir.Model, new: Mapping[Stored, Statistics]) -> None:
@@ -192,6 +198,8 @@ def _unfit(node: ir.Node, model: ir.Model) -> str:
     assert variance is not None
     if mean.size != variance.size:
         return "its mean and variance are of different lengths"
+    if not attribute(node, "epsilon", 1e-5) and is_trivial(Statistics(_float64(mean), _float64(variance))):
+        return "it is a scale and a shift: mean 0, variance 1 and ε = 0, as `optimize` writes them"
     return _shared(node)
 
 

@@ -238,6 +238,43 @@ class TestSites:
         assert [layer.name for layer in report.layers] == ["a"]
         assert ["r" in one.node and "branch" in one.reason for one in report.refusals] == [True]
 
+    def test_a_scale_and_a_shift_that_optimize_wrote_as_one(self) -> None:
+        """Conv → Mul → Add → Relu → … with padding: a BatchNormalization for the blocked layout, not for statistics."""
+        one = np.ones(4, np.float32)
+        reason = self.refused(
+            "(float[N,4] x) => (float[N,4] y) { y = BatchNormalization<epsilon: float = 0.0>(x, s, t, m, v) }",
+            s=3 * one,
+            t=one,
+            m=0 * one,
+            v=one,
+        )
+        assert "'y': it is a scale and a shift: mean 0, variance 1 and ε = 0" in reason
+        model = build(
+            "(float[N,4] x) => (float[N,4] y) { y = BatchNormalization(x, s, t, m, v) }",
+            s=3 * one,
+            t=one,
+            m=0 * one,
+            v=one,
+        )
+        report = calibrate(model, [{"x": rng("x").normal(1, 2, (9, 4)).astype(np.float32)}]).report
+        assert "'y' had mean 0 and variance 1" in report.notes[0]
+
+    def test_what_optimize_leaves_is_refused_or_right(self) -> None:
+        """An affine between convolutions with paddings, which nothing can take, becomes a BatchNormalization."""
+        pads = "<pads = [1, 1, 1, 1]>"
+        model = build(
+            f"(float[N,4,6,6] x) => (float[N,4,6,6] y) {{ a = Conv{pads}(x, w) b = Relu(a) c = Mul(b, s) d = Add(c, t)"
+            f" y = Conv{pads}(d, v) }}",
+            w=(4, 4, 3, 3),
+            v=(4, 4, 3, 3),
+            s=-np.abs(rng("s").normal(1, 1, (4, 1, 1))).astype(np.float32),
+            t=(4, 1, 1),
+        )
+        optimized = normfuse.optimize(model, "cpu").model
+        assert ops(optimized)["BatchNormalization"] == 1
+        with pytest.raises(NormfuseError, match="it is a scale and a shift"):
+            calibrate(optimized, [{"x": np.ones((2, 4, 6, 6), np.float32)}])
+
     def test_constants_that_layers_share_become_their_own(self) -> None:
         """Exporters write equal constants once: fresh statistics of zeros and ones."""
         norms = {name: array for prefix in "pq" for name, array in batch_norm(prefix, 4).items()}
@@ -255,6 +292,7 @@ class TestSites:
         assert {one.name for one in result.model.graph.initializer} == {
             name for node in result.model.graph.node for name in node.input[1:]
         }
+        assert len(result.report.notes) == 2  # both were untrained
         first = result.report.layers[0].new
         np.testing.assert_allclose(first.mean, batch.astype(np.float64).mean(0), rtol=1e-12)
         np.testing.assert_allclose(first.variance, batch.astype(np.float64).var(0, ddof=1), rtol=1e-12)
