@@ -184,6 +184,7 @@ def concluded(model: ir.Model, state: State, refusals: Iterable[Refusal]) -> tup
     )
     for stored, new in state.known.items():
         report.add(Layer(stored.name, stored.level, stored.epsilon, statistics_of(model, stored), new))
+    report.weigh()
     if reason := unprovable(model):
         report.notes.append(f"{reason.partition(',')[0]}: another run may differ")
     return report, result

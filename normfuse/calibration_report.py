@@ -14,6 +14,9 @@ from normfuse.schema import SCHEMA_VERSION
 from normfuse.stored import RULE, is_trivial
 from normfuse.superaccumulator import Float64
 
+NOTABLE = 0.1
+"""A share of the variance that is worth a word when it is left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -45,6 +48,14 @@ class Layer:
             return np.asarray((self.new.variance + self.epsilon) / (self.old.variance + self.epsilon))
 
     @property
+    def missing(self) -> float:
+        """What the estimator left out, as a share of the variance that it found: the median of the channels."""
+        if self.new.missing is None:
+            return 0.0
+        with np.errstate(all="ignore"):
+            return float(np.median(self.new.missing / (self.new.variance + self.epsilon)))
+
+    @property
     def constant_channels(self) -> int:
         """Channels that are the same everywhere in the data: they are scaled by γ/√ε, or overflow where ε is 0."""
         return int(np.sum(self.new.variance == 0))
@@ -56,6 +67,7 @@ class Layer:
             "level": self.level,
             "channels": len(self.new.mean),
             "constant_channels": self.constant_channels,
+            "missing": _finite(self.missing),
             "drift": [_finite(one) for one in spread(self.drift)],
             "growth": [_finite(one) for one in spread(self.growth)],
             "old": _statistics(self.old),
@@ -128,6 +140,17 @@ class Calibration(Report):
             self.notes.append(
                 f"{layer.name!r} had mean 0 and variance 1: if it was no untrained layer but a plain scale and shift, "
                 "it is wrong now"
+            )
+
+    def weigh(self) -> None:
+        """Says where the estimator `mean` is too small, once all layers are there."""
+        small = [layer for layer in self.layers if layer.missing > NOTABLE]
+        if small:
+            worst = max(small, key=lambda layer: layer.missing)
+            self.notes.append(
+                f"{len(small)} layer{'s' if len(small) > 1 else ''}: the means of batches differ by more than chance, "
+                f"which the estimator mean leaves out of the variance ({worst.missing:.0%} of it in {worst.name!r}); "
+                "give larger and shuffled batches, or take pooled"
             )
 
 

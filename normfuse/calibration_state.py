@@ -168,9 +168,11 @@ class State:
         }
         arrays: dict[str, Array] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
         for stored, statistics in self.known.items():
-            arrays[f"mean {stored.index}"], arrays[f"variance {stored.index}"] = statistics.mean, statistics.variance
+            for what in _STATISTICS:
+                vector = getattr(statistics, what)
+                arrays |= {} if vector is None else {f"{what} {stored.index}": vector}
         for stored, sums in self.sums.items():
-            arrays[f"first {stored.index}"], arrays[f"second {stored.index}"] = sums.first.digits, sums.second.digits
+            arrays |= {f"{what} {stored.index}": getattr(sums, what).digits for what in _SUMS}
         content = io.BytesIO()
         np.savez_compressed(content, allow_pickle=False, **arrays)
         write([(path, lambda file: file.write(content.getvalue()))])
@@ -227,13 +229,15 @@ def _state(header: dict[str, Any], arrays: Mapping[str, Any], plan: Plan) -> Sta
         raise ValueError("it has another number of passes")
     for key in header["known"]:
         stored = by_index[key]
-        vectors = [_checked(arrays[f"{what} {key}"], np.float64, (stored.channels,)) for what in ("mean", "variance")]
+        names = [what for what in _STATISTICS if what != "missing" or f"{what} {key}" in arrays]
+        vectors = [_checked(arrays[f"{what} {key}"], np.float64, (stored.channels,)) for what in names]
         state.known[stored] = Statistics(*vectors)
     for text, (batches, elements) in header["sums"].items():
         stored = by_index[int(text)]
         sums = Sums(state.estimator, stored.channels, int(batches), int(elements))
-        digits = [_checked(arrays[f"{what} {text}"], np.int64, (stored.channels, DIGITS)) for what in _SUMS]
-        sums.first, sums.second = (Superaccumulator(stored.channels, array) for array in digits)
+        for what in _SUMS:
+            digits = _checked(arrays[f"{what} {text}"], np.int64, (stored.channels, DIGITS))
+            setattr(sums, what, Superaccumulator(stored.channels, digits))
         state.sums[stored] = sums
     done = [stored for level in plan[: state.number] for stored in level]
     if state.known.keys() != set(done) or state.sums.keys() != set(*plan[state.number : state.number + 1]):
@@ -241,7 +245,8 @@ def _state(header: dict[str, Any], arrays: Mapping[str, Any], plan: Plan) -> Sta
     return state
 
 
-_SUMS = ("first", "second")
+_SUMS = ("first", "second", "third")
+_STATISTICS = ("mean", "variance", "missing")
 
 
 def _checked(array: Any, dtype: Any, shape: tuple[int, ...]) -> Any:

@@ -78,6 +78,7 @@ def calibrated_module(
         report.outputs = _moved(original, result, batches)
     for level, (name, part) in enumerate(order.items(), 1):
         report.add(Layer(name, 1 if flow == "batch" else level, part.eps, old[name], new[name]))
+    report.weigh()
     for inner, training in zip(result.modules(), modes, strict=True):
         inner.training = training
     return report, result

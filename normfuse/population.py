@@ -10,9 +10,11 @@ A batch B has m elements per channel (N times the spatial size), their mean μ_B
 `mean` is that of S. Ioffe and C. Szegedy, "Batch Normalization", 2015, arXiv:1502.03167, algorithm 2, line 10; every
 batch counts the same and has its own m, as in torch.optim.swa_utils.update_bn with momentum=None. Between batches the
 means differ, and that part of the variance it leaves out: with independent samples it is right in the mean all the
-same, because m/(m − 1) makes up for it. `pooled` has the moments of all elements together, whatever the batches are:
-what T. F. Chan, G. H. Golub and R. J. LeVeque, "Updating formulae and a pairwise algorithm for computing sample
-variances", 1979, merge pair by pair,
+same, because m/(m − 1) makes up for it. But the pixels of one image are alike, so with few images in a batch it is too
+small; `Statistics.missing` says by how much.
+
+`pooled` has the moments of all elements together, whatever the batches are: what T. F. Chan, G. H. Golub and R. J.
+LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979, merge pair by pair,
 
     M2 = M2_a + M2_b + (μ_b − μ_a)² · n_a n_b / (n_a + n_b),
 
@@ -58,10 +60,13 @@ class Statistics:
     Attributes:
         mean: E[x], (C,) float64.
         variance: Var[x], (C,) float64.
+        missing: what the estimator `mean` leaves out of the variance because the samples of a batch are alike, (C,)
+            float64: Var_B[μ_B] less what it would be were they independent, Var[x]/m. None where that is not known.
     """
 
     mean: Float64
     variance: Float64
+    missing: Float64 | None = None
 
 
 @dataclass(slots=True)
@@ -75,6 +80,7 @@ class Sums:
         count: elements per channel in all of them.
         first: Σ μ_B, or Σ m μ_B.
         second: Σ M2_B / (m − 1), or Σ (M2_B + m μ_B²).
+        third: Σ μ_B², or nothing.
     """
 
     estimator: Estimator
@@ -83,10 +89,12 @@ class Sums:
     count: int = 0
     first: Superaccumulator = field(init=False)
     second: Superaccumulator = field(init=False)
+    third: Superaccumulator = field(init=False)
 
     def __post_init__(self) -> None:
         self.first = Superaccumulator(self.channels)
         self.second = Superaccumulator(self.channels)
+        self.third = Superaccumulator(self.channels)
 
     def add(self, moments: Moments) -> None:
         """Adds a batch; `mean` needs two elements per channel.
@@ -97,6 +105,8 @@ class Sums:
         if self.estimator == "mean":
             self.first.add(moments.mean)
             self.second.add(moments.m2 / (moments.count - 1))
+            for term in _product(moments.mean, moments.mean):
+                self.third.add(term)
         else:
             count = np.full_like(moments.mean, moments.count)
             for term in _product(count, moments.mean):
@@ -111,6 +121,7 @@ class Sums:
         """Adds the batches of another process."""
         self.first.merge(other.first)
         self.second.merge(other.second)
+        self.third.merge(other.third)
         self.batches += other.batches
         self.count += other.count
 
@@ -123,9 +134,13 @@ class Sums:
         if self.count < 2:
             raise ValueError("less than two elements per channel have no variance")
         first, second = self.first.exact(), self.second.exact()
+        n, batches = self.count, self.batches
         if self.estimator == "mean":
-            return Statistics(_rounded([s / self.batches for s in first]), _rounded([s / self.batches for s in second]))
-        n = self.count
+            mean, variance = _rounded([s / batches for s in first]), _rounded([s / batches for s in second])
+            if batches == 1:
+                return Statistics(mean, variance)
+            scatter = [(s - t * t / batches) / (batches - 1) for s, t in zip(self.third.exact(), first, strict=True)]
+            return Statistics(mean, variance, np.maximum(_rounded(scatter) - variance * batches / n, 0))
         m2 = [squares - total * total / n for total, squares in zip(first, second, strict=True)]
         # μ_B and M2_B were rounded before they were added, which may leave a tiny negative rest
         return Statistics(

@@ -1,5 +1,6 @@
 """`calibrate` estimates the statistics anew that BatchNormalizations hold, on ONNX models alone."""
 
+import io
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import normfuse
 from normfuse.calibration import Calibrated, calibrate
+from normfuse.console_calibrate import Bar
 from normfuse.errors import NormfuseError
 from normfuse.oracle import Oracle
 from tests.parity import Array, batch_norm, build, ops, rng
@@ -372,6 +374,25 @@ class TestNumbers:
         assert report.layers[0].constant_channels == 1
         assert "1 channel of 'y' is constant in the data" in report.notes[0]
 
+    def test_batches_whose_samples_are_alike_are_told(self) -> None:
+        """One image in each batch: the variance between images is left out of the mean over batches."""
+        model = build(
+            "(float[1,2,8,8] x) => (float[1,2,8,8] y) { y = BatchNormalization(x, p_scale, p_bias, p_mean, p_var) }",
+            **batch_norm("p", 2),
+        )
+        draw = rng("images")
+        images = [
+            (draw.normal(0, 1, (1, 2, 8, 8)) + draw.normal(0, 2, (1, 2, 1, 1))).astype(np.float32) for _ in range(9)
+        ]
+        report = calibrate(model, images).report
+        assert "1 layer: the means of batches differ by more than chance" in report.notes[0]
+        pooled = calibrate(model, images, estimator="pooled").report
+        assert not pooled.notes
+        assert report.layers[0].missing > 1
+        np.testing.assert_allclose(
+            report.layers[0].new.variance + report.layers[0].new.missing, pooled.layers[0].new.variance, rtol=0.2
+        )
+
 
 class TestReport:
     def test_old_and_new_statistics(self, result: Calibrated) -> None:
@@ -476,3 +497,16 @@ def test_a_cluster_without_dask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(NormfuseError, match=r"is not installed; run: pip install normfuse\[cluster\]"):
         calibrate(net(), data(), scheduler="local")
+
+
+def test_the_bar_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stream, is_shown in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Bar("reading") as bar:
+            bar.say("pass 1 of 2, batch 3 of 9", 3, 18)
+        assert ("batch 3 of 9" in stream.getvalue()) == is_shown
+        assert bool(stream.getvalue()) == is_shown

@@ -72,6 +72,20 @@ class TestSums:
         np.testing.assert_allclose(found.mean, np.mean([batch.mean(0) for batch in batches], 0), rtol=1e-15)
         np.testing.assert_allclose(found.variance, np.mean([batch.var(0, ddof=1) for batch in batches], 0), rtol=1e-11)
 
+    def test_what_mean_leaves_out(self) -> None:
+        """Samples of two elements that are alike: their means have a variance of 9, and 1 between the elements."""
+        draw = rng("alike")
+        batches = [draw.normal(draw.normal(0, 3), 1, (40, 1)) for _ in range(500)]
+        found = summed(batches, "mean").statistics()
+        assert found.missing is not None
+        assert found.variance[0] == pytest.approx(1, rel=0.05)
+        assert found.missing[0] == pytest.approx(np.var([one.mean() for one in batches], ddof=1) - 1 / 40, rel=1e-2)
+        independent = summed([draw.normal(0, 1, (4, 1)) for _ in range(500)], "mean").statistics()
+        assert independent.missing is not None
+        assert independent.missing[0] < 0.05
+        assert summed(batches[:1], "mean").statistics().missing is None
+        assert summed(batches, "pooled").statistics().missing is None
+
     def test_pooled_is_that_of_all_elements(self, batches: list[Array]) -> None:
         every, found = np.concatenate(batches), summed(batches, "pooled").statistics()
         np.testing.assert_allclose(found.mean, every.mean(0), rtol=1e-15)
