@@ -389,6 +389,7 @@ class TestNumbers:
         pooled = calibrate(model, images, estimator="pooled").report
         assert not pooled.notes
         assert report.layers[0].missing > 1
+        assert report.layers[0].new.missing is not None
         np.testing.assert_allclose(
             report.layers[0].new.variance + report.layers[0].new.missing, pooled.layers[0].new.variance, rtol=0.2
         )
