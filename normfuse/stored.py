@@ -186,9 +186,8 @@ def _unfit(node: ir.Node, model: ir.Model) -> str:
         return "spatial=0: its statistics differ per position"
     tensors = [_constant(value) for value in node.inputs[_MEAN : _VARIANCE + 1]]
     for value, tensor in zip(node.inputs[_MEAN : _VARIANCE + 1], tensors, strict=True):
-        assert value is not None
-        if tensor is None:
-            return f"its statistics {value.name!r} are computed at run time"
+        if value is None or tensor is None:
+            return f"its statistics {value.name!r} are computed at run time" if value else "it has no statistics"
         if not is_float(tensor.dtype) or len(tensor.shape) != 1:
             return f"its statistics {value.name!r} are no vector of floats"
         if value.is_graph_output():

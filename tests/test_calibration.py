@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ import onnx_ir as ir
 import pytest
 
 import normfuse
+from normfuse import streaming
 from normfuse.calibration import Calibrated, calibrate
+from normfuse.calibration_state import digest_of
 from normfuse.console_calibrate import Bar
 from normfuse.errors import NormfuseError
+from normfuse.model import load
 from normfuse.oracle import Oracle
 from tests.parity import Array, batch_norm, build, ops, rng
 
@@ -202,6 +206,50 @@ class TestSites:
         )
         assert "'m' are computed at run time" in reason
 
+    @pytest.mark.parametrize(
+        ("text", "opset", "reason"),
+        [
+            ("y = BatchNormalization<spatial: int = 0>(x, p_scale, p_bias, p_mean, p_var)", 7, "differ per position"),
+            ("y = BatchNormalization<is_test: int = 1>(x, p_scale, p_bias, p_mean, p_var)", 6, "has opset 6; raise it"),
+            ("y = BatchNormalization(x, p_scale, p_bias, p_mean, one)", 18, "'one' are no vector of floats"),
+            ("y = BatchNormalization(x, p_scale, p_bias, p_mean, few)", 18, "are of different lengths"),
+            ("y = LayerNormalization(x, p_scale, p_bias)", 18, "the model has no BatchNormalization"),
+        ],
+    )
+    def test_other_forms(self, text: str, opset: int, reason: str) -> None:
+        weights: dict[str, Any] = {**batch_norm("p", 4), "one": np.float32(1), "few": np.ones(3, np.float32)}
+        assert reason in self.refused(f"(float[N,4] x) => (float[N,4] y) {{ {text} }}", opset=opset, **weights)
+
+    def test_statistics_that_are_an_output(self) -> None:
+        reason = self.refused(
+            "(float[N,4] x) => (float[N,4] y, float[4] p_mean) "
+            "{ y = BatchNormalization(x, p_scale, p_bias, p_mean, p_var) }",
+            **batch_norm("p", 4),
+        )
+        assert "'p_mean' are an output of the model" in reason
+
+    def test_several_that_cannot_be_measured(self) -> None:
+        reason = self.refused(
+            "(float[N,4] x) => (float[N,4] y) { a = BatchNormalization(k, p_scale, p_bias, p_mean, p_var)"
+            " b = BatchNormalization(k, q_scale, q_bias, q_mean, q_var) c = Add(a, b) y = Add(c, x) }",
+            k=(2, 4),
+            **batch_norm("p", 4),
+            **batch_norm("q", 4),
+        )
+        assert reason.endswith("(and 1 more)")
+
+    def test_one_in_a_function(self) -> None:
+        body = (
+            '<domain: "l", opset_import: ["": 18]> F (u, s, b, m, v) => (w) { w = BatchNormalization(u, s, b, m, v) }'
+        )
+        reason = self.refused(
+            "(float[N,4] x) => (float[N,4] y) { y = l.F(x, p_scale, p_bias, p_mean, p_var) }",
+            imports={"l": 1},
+            functions=body,
+            **batch_norm("p", 4),
+        )
+        assert "it stands in the model-local function 'F'; inline that first" in reason
+
     def test_one_layer_in_two_places(self) -> None:
         reason = self.refused(
             "(float[N,4] x) => (float[N,4] y) { a = BatchNormalization(x, p_scale, p_bias, p_mean, p_var)"
@@ -319,6 +367,49 @@ class TestSites:
         batch = rng("x").normal(1, 2, (9, 2)).astype(np.float32)
         result = calibrate(model, [{"x": batch}])
         np.testing.assert_array_equal(stored(result.model, "p")[0], batch.astype(np.float64).mean(0).astype(np.float32))
+
+
+class TestLarge:
+    """Weights in data files, which the runtime maps."""
+
+    @staticmethod
+    def net() -> onnx.ModelProto:
+        """A new one each time, as saving moves the weights out of it."""
+        return build(
+            "(float[N,3,H,W] x) => (float[N,32,H,W] y) { a = Conv(x, w) b = BatchNormalization(a, p_scale, p_bias,"
+            " p_mean, p_var) c = Relu(b) d = Conv(c, v) y = BatchNormalization(d, q_scale, q_bias, q_mean, q_var) }",
+            w=(32, 3, 3, 3),
+            v=(32, 32, 1, 1),
+            **batch_norm("p", 32),
+            **batch_norm("q", 32),
+        )
+
+    @pytest.fixture
+    def path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        onnx.save(
+            self.net(), tmp_path / "large.onnx", save_as_external_data=True, location="large.data", size_threshold=0
+        )
+        monkeypatch.setattr(streaming, "MAPPED", 0)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        return tmp_path / "large.onnx"
+
+    @pytest.mark.parametrize("flow", ["levels", "batch"])
+    def test_it_is_what_a_small_one_gives(self, path: Path, flow: Any) -> None:
+        found = calibrate(path, data(), flow=flow)
+        expected = calibrate(self.net(), data(), flow=flow)
+        for one, other in zip(found.report.layers, expected.report.layers, strict=True):
+            np.testing.assert_array_equal(one.old.mean, other.old.mean)
+            np.testing.assert_array_equal(one.new.variance, other.new.variance)
+
+    def test_its_digest_is_that_of_its_content(self, path: Path, tmp_path: Path) -> None:
+        before = digest_of(load(path))
+        (tmp_path / "other").mkdir()
+        onnx.save(self.net(), tmp_path / "other" / "a.onnx", save_as_external_data=True, location="b", size_threshold=9)
+        assert digest_of(load(tmp_path / "other" / "a.onnx")) == before
+        content = bytearray((tmp_path / "large.data").read_bytes())
+        content[-1] ^= 1
+        (tmp_path / "large.data").write_bytes(content)
+        assert digest_of(load(path)) != before
 
 
 class TestNumbers:

@@ -129,6 +129,29 @@ class TestCheckpoint:
         with pytest.raises(NormfuseError, match=r"checkpoint\.npz holds no state of a calibration"):
             calibrate(net(), data(), checkpoint=path)
 
+    def test_that_of_another_format_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "checkpoint.npz"
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(net(), Interrupted(6), checkpoint=path)
+        with np.load(path) as archive:
+            arrays = dict(archive)
+        header = json.loads(arrays["header"].tobytes())
+        for change, reason in (
+            ({"format": "normfuse calibration 0"}, "was written by another version"),
+            ({"passes": 4}, "holds no state"),
+            ({"number": 2}, "holds no state"),
+            ({"estimator": "median"}, "no estimator 'median'"),
+        ):
+            arrays["header"] = np.frombuffer(json.dumps({**header, **change}).encode(), np.uint8)
+            np.savez(path, allow_pickle=False, **arrays)
+            with pytest.raises(NormfuseError, match=reason):
+                calibrate(net(), data(SIZES), checkpoint=path)
+        arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        name = next(name for name in arrays if name.startswith("second"))
+        np.savez(path, allow_pickle=False, **{**arrays, name: arrays[name][:, 1:]})
+        with pytest.raises(NormfuseError, match="holds no state"):
+            calibrate(net(), data(SIZES), checkpoint=path)
+
     def test_a_model_is_never_overwritten(self, model: Path, folder: Path, tmp_path: Path) -> None:
         for checkpoint, reason in ((model, "is the input"), (tmp_path / "other.onnx", "the name of a model")):
             done = run(model, folder, "-o", tmp_path / "new.onnx", "--checkpoint", checkpoint)
@@ -238,6 +261,12 @@ class TestShards:
             merge_parts(original, [state])
         with pytest.raises(NormfuseError, match="--after wants what --merge wrote"):
             part(0, 2, after=first)
+        other = str(tmp_path / "other.npz")
+        merge_parts(original, [part(0, 2, sizes=(2, 2)), part(1, 2, sizes=(2, 2))]).save(other)
+        with pytest.raises(NormfuseError, match="was made after other statistics"):
+            merge_parts(original, [part(0, 2, after=state), part(1, 2, sizes=(2, 2), after=other)])
+        with pytest.raises(NormfuseError, match="of another pass than"):
+            part(0, 2, after=state, checkpoint=first)
         with pytest.raises(NormfuseError, match="the first pass had other batches in this shard"):
             part(0, 2, sizes=(1, 2), after=state)
         with pytest.raises(NormfuseError, match="there are no batches for shard 3/3"):
