@@ -4,9 +4,12 @@ Only click is imported with this module, as with `normfuse.cli`.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from normfuse.errors import NormfuseError
 from normfuse.options import THREADS
@@ -32,6 +35,17 @@ def _read_shard(ctx: click.Context, param: click.Parameter, value: str | None) -
     if not (index.isdecimal() and count.isdecimal() and 0 < int(index) <= int(count)):
         raise click.BadParameter(f"{value!r} is not a shard of several, such as 2/8")
     return int(index) - 1, int(count)
+
+
+@contextmanager
+def _interrupts(checkpoint: str | None) -> Iterator[None]:
+    """Says how to go on where the user presses Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if checkpoint is not None and os.path.exists(checkpoint):
+            click.echo(f"{checkpoint} holds what was done: the same command goes on from there", err=True)
+        raise
 
 
 @click.command(cls=Verb)
@@ -70,7 +84,9 @@ def _read_shard(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option("--merge", is_flag=True, help="DATA are the parts of all shards of a pass: add them up.")
 @THREADS
 @click.option("-v", "--verbose", is_flag=True, help="Name every layer that was not measured.")
+@click.pass_context
 def calibrate(
+    ctx: click.Context,
     model: str,
     data: tuple[str, ...],
     output: str | None,
@@ -104,6 +120,7 @@ def calibrate(
         "--shard": shard,
         "--checkpoint": checkpoint,
         "--one-pass": one_pass,
+        "--estimator": ctx.get_parameter_source("estimator") is not ParameterSource.DEFAULT,
     }
     for name in tuple(told) if merge else ("--dry-run", "--scheduler") if shard is not None else ():
         if told[name]:
@@ -126,7 +143,7 @@ def calibrate(
     flow: Flow = "batch" if one_pass else "levels"
     written = None if dry_run else output
     result: ir.Model | None = None
-    with console_calibrate.Bar(f"reading {model}") as bar:
+    with _interrupts(checkpoint), console_calibrate.Bar(f"reading {model}") as bar:
         original = load(model)  # as onnx_ir.Model, whose external data stays external
         if merge:
             from normfuse.calibration_shards import merge_parts

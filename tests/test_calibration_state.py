@@ -166,6 +166,20 @@ class TestCheckpoint:
         assert onnx.load(output) == calibrate(net(), data()).model
         assert not path.exists()
 
+    def test_ctrl_c_says_how_to_go_on(
+        self, model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, output = tmp_path / "checkpoint.npz", tmp_path / "new.onnx"
+        with monkeypatch.context() as patched:
+            patched.setattr("normfuse.batches.batches_of", lambda _, original: batches_of(Part(), original))
+            done = run(model, folder, "-o", output, "--checkpoint", path)
+        assert done.exit_code == 130
+        assert "checkpoint.npz holds what was done: the same command goes on from there" in done.stderr
+        assert not output.exists()
+        done = run(model, folder, "-o", output, "--checkpoint", path)
+        assert done.exit_code == 0, done.output
+        assert onnx.load(output) == calibrate(net(), data()).model
+
 
 class Part:
     """The batches of the fixture `folder`, until the user presses Ctrl-C."""
@@ -293,6 +307,7 @@ class TestShards:
             (["--shard", "1/2", "-o", "p.onnx"], "end it with .npz"),
             (["--shard", "1/2", "--dry-run"], "--shard does not go with --dry-run"),
             (["--merge", "--one-pass", "-o", "p.npz"], "--merge does not go with --one-pass"),
+            (["--merge", "--estimator", "mean", "-o", "p.npz"], "--merge does not go with --estimator"),
             (["--after", "a.npz", "-o", "p.npz"], "give --shard, too"),
             (["--shard", "1/2", "--after", "a.npz", "-o", "p.npz"], "cannot read a.npz"),
         ],
