@@ -81,7 +81,9 @@ def print_calibration(report: Calibration, *, verbose: bool = False) -> None:
             moves.add_row(short(output.name), f"{100 * output.relative:.3g} %", f"{output.largest:.3g}")
         print_table(moves)
     passes = f"{report.passes} pass" + ("es" if report.passes > 1 else "")
-    print(f"{len(report.layers)} layers, {report.batches} batches, {passes}, estimator {report.estimator}")
+    layers = f"{len(report.layers)} layer" + ("s" if len(report.layers) > 1 else "")
+    batches = f"{report.batches} batch" + ("es" if report.batches > 1 else "")
+    print(f"{layers}, {batches}, {passes}, estimator {report.estimator}")
     for refusal in report.refusals if verbose else report.refusals[:3]:
         print(f"not measured: {refusal.node}: {refusal.reason}")
     if len(report.refusals) > 3 and not verbose:

@@ -27,6 +27,9 @@ from normfuse.stored import Stored, constant_of, write
 Flow = Literal["levels", "batch"]
 FLOWS: tuple[Flow, ...] = ("levels", "batch")
 
+LARGEST = 1e100
+"""What a float64 may be so that squares of it can still be summed up; no float32 comes near."""
+
 _AXES_ARE_INPUTS = 18
 """The opset from which on reductions read their axes from an input."""
 
@@ -108,7 +111,7 @@ def checked(name: str, moments: Moments, least: int) -> Moments:
     Raises:
         NormfuseError: one is not finite, or a channel has less than the least number of elements.
     """
-    if not (np.all(np.isfinite(moments.mean)) and np.all(np.isfinite(moments.m2))):
+    if not (np.all(np.abs(moments.mean) < LARGEST) and np.all(moments.m2 < LARGEST**2)):
         raise NormfuseError(
             f"BatchNormalization {name!r} reads NaN or infinities; look for them in the data, or in the statistics of "
             "the layers before it"

@@ -438,6 +438,15 @@ class TestNumbers:
         with pytest.raises(NormfuseError, match="'b' reads NaN or infinities"):
             calibrate(net(), batches)
 
+    def test_numbers_whose_squares_overflow_are_an_error(self) -> None:
+        model = build(
+            "(double[N,2] x) => (double[N,2] y) { y = BatchNormalization(x, p_scale, p_bias, p_mean, p_var) }",
+            **batch_norm("p", 2, np.float64),
+        )
+        calibrate(model, [np.array([[1.0, 2.0], [3.0, 1e90]])])
+        with pytest.raises(NormfuseError, match="'y' reads NaN or infinities"):
+            calibrate(model, [np.array([[1.0, 2.0], [3.0, 1e200]])])
+
     def test_one_element_per_channel_is_an_error_of_the_mean(self) -> None:
         model = build(
             "(float[N,2] x) => (float[N,2] y) { y = BatchNormalization(x, p_scale, p_bias, p_mean, p_var) }",
