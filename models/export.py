@@ -47,7 +47,7 @@ def export(
     names = [f"x{index}" for index in range(len(entry.shapes))]
     write = {"dynamo": _dynamo, "torchscript": _torchscript}[exporter]
     try:
-        with _quiet():
+        with quiet():
             return write(entry, names, opset, dynamic_batch, keep_bn)
     except (AssertionError, RuntimeError, torch.onnx.errors.OnnxExporterError) as error:  # torch asserts, too
         raise ExportError(f"{exporter} cannot export {entry.name}: {str(error).splitlines()[0]}") from error
@@ -92,7 +92,7 @@ def _torchscript(entry: Entry, names: list[str], opset: int, dynamic: bool, keep
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences what the exporters warn and log about themselves."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

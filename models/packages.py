@@ -117,7 +117,7 @@ def t5_encoder(width: int = 256, depth: int = 4) -> nn.Module:
     return FirstOutput(transformers.T5EncoderModel(config))
 
 
-def _eager(network: Any) -> Any:
+def eager(network: Any) -> Any:
     """The same with attention in plain products, which every opset has."""
     processors: Any = import_module("diffusers.models.attention_processor")
     for module in network.modules():
@@ -131,7 +131,7 @@ def unet_condition(width: int = 64) -> nn.Module:
     diffusers: Any = import_module("diffusers")
 
     return FirstOutput(
-        _eager(
+        eager(
             diffusers.UNet2DConditionModel(
                 sample_size=32,
                 block_out_channels=(width, 2 * width),
@@ -150,7 +150,7 @@ def unet_pixels(width: int = 64) -> nn.Module:
     diffusers: Any = import_module("diffusers")
 
     return FirstOutput(
-        _eager(
+        eager(
             diffusers.UNet2DModel(
                 sample_size=32,
                 block_out_channels=(width, 2 * width),
@@ -173,7 +173,7 @@ def vae_decoder(width: int = 32) -> nn.Module:
         layers_per_block=1,
         sample_size=64,
     )
-    return Decode(_eager(network))
+    return Decode(eager(network))
 
 
 _TOKENS = ((1, 128),)

@@ -60,6 +60,7 @@ def read_examples(ctx: click.Context, param: click.Parameter, values: tuple[str,
     metavar="SECONDS",
     help="Time for the proof.",
 )
+@click.option("--layers", is_flag=True, help="Compare the outputs of the module's parts one by one, too.")
 @DATA
 @SHAPE
 @click.option("-v", "--verbose", is_flag=True, help="Name every node that was refused.")
@@ -78,6 +79,7 @@ def export(
     optimize: bool,
     verify: bool,
     verify_budget: float,
+    layers: bool,
     data: tuple[str, ...],
     shapes: Shapes,
     verbose: bool,
@@ -93,6 +95,8 @@ def export(
         raise click.UsageError("where to? Give -o OUT.onnx")
     from normfuse.model import check_output
 
+    if layers and not verify:
+        raise click.UsageError("--layers is part of the proof: leave out --no-verify")
     check_output(output, None)
     inputs = read_arrays(data)
     from normfuse import console, pipeline
@@ -120,6 +124,7 @@ def export(
                 optimize=optimize,
                 verify=verify,
                 verify_budget=verify_budget,
+                layers=layers,
                 data=inputs or None,
                 shapes=shapes,
                 progress=progress.say,
@@ -133,6 +138,9 @@ def export(
         print_json("export", {"module": factory, "target": target, "written": written, **report.to_dict()})
     else:
         console.print_report(report, {rule.name: rule for rule in pipeline.rules()}, verbose=verbose)
+        if report.parts is not None:
+            click.echo("\nthe parts of the module, as they were captured:")
+            console.print_parity(report.parts)
         if written is None:
             click.echo("nothing written: the result does not compute what the module computes")
         else:

@@ -44,6 +44,7 @@ def export(
     optimize: bool = True,
     verify: bool = True,
     verify_budget: float = 60.0,
+    layers: bool = False,
     data: Any = None,
     shapes: Mapping[str, Any] | None = None,
     select: Collection[str] = (),
@@ -71,6 +72,7 @@ def export(
             `normfuse` where the opset has no operator for a normalization.
         verify: whether to compare the result with the module, against its own float64.
         verify_budget: seconds that the float64 may take.
+        layers: whether to compare the outputs of the module's parts one by one, too: `report.parts`.
         data: inputs to verify with besides the example, as `normfuse.verify` takes them.
         shapes: shapes to verify with, by input name, or sizes by the name of a dynamic dimension.
         select: names of the rules of FOLD and LOWER to use; all where empty.
@@ -109,7 +111,7 @@ def export(
             positional,
             named,
             opset=min(wanted, OPSETS[-1]),
-            dynamic_shapes=dynamic_shapes,
+            dynamic_shapes=nested_shapes(module, positional, dynamic_shapes),
             input_names=input_names,
             output_names=output_names,
             translations=translations,
@@ -123,6 +125,14 @@ def export(
 
             reference = torch_module(module, _inputs(module, positional, named), like=captured)
         result = _optimized(captured, where, reference, settings, optimize, verify, verify_budget, data, say)
+        if layers and reference is not None:
+            from normfuse.layers import layer_parity
+
+            say("comparing the parts of the module")
+            inputs = _inputs(module, positional, named)
+            result.report.parts = layer_parity(
+                module, inputs, captured, budget=verify_budget, shapes=shapes, progress=say
+            )
     parity = result.report.parity
     if parity is not None and not parity.passed:
         error = ParityError(f"the result does not compute what the module computes: {parity.reason}", result.report)
@@ -239,6 +249,16 @@ def _check_inputs(model: ir.Model, module: Any) -> None:
             f"{type(module).__name__} has no tensor among its example inputs, so the model would be a constant; give "
             "tensors in args or kwargs"
         )
+
+
+def nested_shapes(module: Any, args: tuple[Any, ...], dynamic_shapes: Any) -> Any:
+    """Dynamic shapes as torch.export wants them for a forward(x, *rest): what goes into rest is a tuple of its own."""
+    kinds = [one.kind for one in inspect.signature(module.forward).parameters.values()]
+    rest = inspect.Parameter.VAR_POSITIONAL
+    if rest in kinds and isinstance(dynamic_shapes, tuple | list) and len(dynamic_shapes) == len(args) > 0:
+        place = kinds.index(rest)
+        return (*dynamic_shapes[:place], tuple(dynamic_shapes[place:]))
+    return dynamic_shapes
 
 
 def _inputs(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

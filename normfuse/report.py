@@ -160,6 +160,7 @@ class Report:
             was switched off.
         left_out: rule, nodes and reason of each change that was rolled back because its certificate failed.
         parity: the result of the numerical check, or None where it was switched off.
+        parts: where a torch module was exported and its parts were compared, how each of them fared.
     """
 
     before: Counts
@@ -169,6 +170,7 @@ class Report:
     certificates: list[Certificate] = field(default_factory=list)
     left_out: list[tuple[str, tuple[str, ...], str]] = field(default_factory=list)
     parity: "Parity | None" = None
+    parts: "Parity | None" = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values."""
@@ -180,6 +182,7 @@ class Report:
             "refusals": [asdict(refusal) for refusal in self.refusals],
             "certificates": [asdict(certificate) for certificate in self.certificates],
             "parity": None if self.parity is None else self.parity.to_dict(),
+            **({} if self.parts is None else {"parts": self.parts.to_dict()}),
         }
 
 

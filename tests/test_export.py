@@ -267,6 +267,44 @@ class TestMode:
         assert all(part.training for part in module.modules())
 
 
+class TestLayers:
+    def test_the_parts_are_judged_by_their_paths(self) -> None:
+        torch.manual_seed(2)
+        twice = nn.ReLU()
+        parts = (nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), twice, nn.Conv2d(4, 4, 1), twice, nn.LSTM(6, 2))
+        module = First(*parts).eval()
+        randomize(module)
+        report = normfuse.export(module, torch.randn(2, 3, 8, 8), layers=True, verify_budget=2).report
+        assert report.parts is not None
+        assert report.parts.passed
+        assert {output.name for output in report.parts.outputs} == {"inner.0", "inner.1", "inner.3"}
+        assert report.to_dict()["parts"]["passed"]
+
+    def test_the_part_that_was_captured_wrong_is_named(self) -> None:
+        module = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4)).eval()
+        translations = {ATEN.sigmoid.default: lambda x: op.Tanh(x)}
+        with pytest.raises(ParityError) as raised:
+            normfuse.export(module, torch.randn(3, 4), translations=translations, layers=True, verify_budget=2)
+        report = raised.value.report
+        assert isinstance(report, normfuse.Report)
+        assert report.parts is not None
+        passed = {output.name: output.passed for output in report.parts.outputs if output.level == "disabled"}
+        assert passed == {"0": True, "1": False, "2": False}
+
+
+class First(nn.Module):
+    """All parts of a sequence but the last one, which is there and not called."""
+
+    def __init__(self, *inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList(inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index in range(len(self.inner) - 1):
+            x = self.inner[index](x)
+        return x
+
+
 class Branches(nn.Module):
     """Control flow that depends on values."""
 
