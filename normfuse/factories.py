@@ -7,6 +7,7 @@ as `normfuse.export` takes them. torch is imported where it is needed.
 
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -101,7 +102,8 @@ def make(factory: str, weights: str | None = None, examples: Sequence[Example] =
 
     Raises:
         ExportError: torch is missing, or the factory fails or makes no module.
-        NormfuseError: there is no such factory, no example inputs, or the weights do not fit.
+        NormfuseError: there is no such factory, there are no example inputs, or some that forward has no parameter for,
+            or the weights do not fit.
     """
     from normfuse.exporting import require_torch
 
@@ -123,6 +125,7 @@ def make(factory: str, weights: str | None = None, examples: Sequence[Example] =
 
     training = reminder(made)
     if examples:
+        _check_names(made, examples)
         kwargs = {one.name: one.tensor(index) for index, one in enumerate(examples)}
         dims = {one.name: dict(one.dims) or None for one in examples}
         dynamic = dims if any(dims.values()) and not static else None
@@ -138,6 +141,24 @@ def make(factory: str, weights: str | None = None, examples: Sequence[Example] =
     if isinstance(given, Mapping):
         return Made(made, (), dict(given), dynamic, training)
     return Made(made, tuple(given) if isinstance(given, tuple | list) else (given,), {}, dynamic, training)
+
+
+def _check_names(module: Any, examples: Sequence[Example]) -> None:
+    """Example inputs are named as the parameters of the module's forward.
+
+    Raises:
+        NormfuseError: one is not.
+    """
+    parameters = inspect.signature(module.forward).parameters.values()
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        return
+    known = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    for example in examples:
+        if example.name not in known:
+            raise NormfuseError(
+                f"forward of {type(module).__name__} has no parameter {example.name!r}; it takes "
+                f"{', '.join(known) or 'none by name'}"
+            )
 
 
 def _named(factory: str) -> Any:

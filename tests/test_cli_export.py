@@ -85,6 +85,12 @@ class TestExport:
         assert found["after"]["operators"] == {"Conv": 1, "Relu": 1}
         assert load("out.onnx").graph.inputs[0].shape == ["batch", 3, 8, 8]
 
+    def test_an_input_that_forward_does_not_take_is_refused(self) -> None:
+        result = export("nets:net", "-o", "out.onnx", "--input", "x:2,3,8,8")
+        assert result.exit_code == 2
+        assert "forward of Sequential has no parameter 'x'; it takes input" in result.stderr
+        assert not Path("out.onnx").exists()
+
     def test_inputs_on_the_command_line_and_weights_from_a_file(self) -> None:
         state = make("nets:net", None, [Example.parse("input:1,3,8,8")]).module.state_dict()
         torch.save({name: value + 1 if value.is_floating_point() else value for name, value in state.items()}, "w.pt")
