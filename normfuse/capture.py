@@ -22,8 +22,10 @@ import torch
 from onnx_ir.passes import common as passes
 from onnxscript import rewriter
 from onnxscript.rewriter.rules import common as rules
+from torch.nn.utils import parametrize
 
 from normfuse.capture_errors import explained
+from normfuse.capture_shapes import simplify_reshapes
 from normfuse.errors import ExportError, NormfuseError
 from normfuse.functions import DOMAIN, settle
 from normfuse.translations import TRANSLATIONS
@@ -51,6 +53,7 @@ SHAPES = (
     rules.unsqueeze_unsqueeze_rule,
     rules.no_op_dynamic_scatter_nd_rule,
     rules.no_op_static_scatter_nd_rule,
+    *rules.expand_before_binary_op_rules,
 )
 """Rules of onnxscript that keep every number."""
 
@@ -96,7 +99,7 @@ def capture(
         ExportError: torch cannot export it.
     """
     try:
-        with _quiet():
+        with _quiet(), _weights_at_once(module):
             program = torch.onnx.export(
                 module,
                 args,
@@ -132,6 +135,7 @@ def tidy(model: ir.Model) -> None:
     ir.passes.Sequential(passes.InlinePass(criteria=lambda function: function.domain != DOMAIN))(model)
     for _ in range(2):
         onnxscript.optimizer.fold_constants(model)
+        simplify_reshapes(model)
         ir.passes.Sequential(rewriter.RewritePass(SHAPES), passes.RemoveUnusedNodesPass())(model)
     ir.passes.Sequential(
         passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]  # its __init__ has no annotations
@@ -156,6 +160,18 @@ def in_mode(module: torch.nn.Module, training: bool) -> Iterator[None]:
     finally:
         for part, flag in flags:
             part.training = flag
+
+
+@contextmanager
+def _weights_at_once(module: torch.nn.Module) -> Iterator[None]:
+    """Has parametrized weights (weight norm, spectral norm, orthogonal ones) evaluated by torch, before tracing."""
+    with parametrize.cached():
+        with torch.no_grad():
+            for part in module.modules():
+                if parametrize.is_parametrized(part) and not part.training:
+                    for name in part.parametrizations:  # type: ignore[union-attr]  # that is what it has
+                        getattr(part, name)
+        yield
 
 
 @contextmanager

@@ -12,7 +12,8 @@ In the float64 copy no operator may make a narrower float (`normfuse.wide`).
 
 import copy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -240,9 +241,33 @@ def _alike(y: Array, other: Array) -> bool:
     return bool(np.linalg.norm(wide[0] - wide[1]) <= UNLIKE * np.linalg.norm(wide[0]))
 
 
+@contextmanager
+def _leaves(module: Any) -> Iterator[None]:
+    """Cuts off for a while how weights were computed of others, such as by the hooks of an old weight norm.
+
+    torch copies no tensor that remembers it. The copy's own hooks compute its weights anew.
+    """
+    import torch
+
+    computed = [
+        (part, name, tensor)
+        for part in module.modules()
+        for name, tensor in vars(part).items()
+        if isinstance(tensor, torch.Tensor) and not tensor.is_leaf
+    ]
+    try:
+        for part, name, tensor in computed:
+            vars(part)[name] = tensor.detach()
+        yield
+    finally:
+        for part, name, tensor in computed:
+            vars(part)[name] = tensor
+
+
 def _copied(module: Any) -> Any:
     try:
-        return copy.deepcopy(module)
+        with _leaves(module):
+            return copy.deepcopy(module)
     except Exception as error:
         raise NormfuseError(
             f"the torch module {type(module).__name__} cannot be copied, and is not run itself, so that it stays as it "
