@@ -35,7 +35,8 @@ class PixelNorm(nn.Module):
     """An ε that torch's own optimizer takes for nothing."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
+        y: Tensor = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
+        return y
 
 
 class Normalize(nn.Module):
@@ -139,7 +140,8 @@ class TestReshapes:
         shapes = [[sizes[one] if isinstance(one, str) else one for one in shape] for shape in (before, after)]
         x = np.arange(np.prod(shapes[0]), dtype=np.float32).reshape(shapes[0])
         evaluator = ReferenceEvaluator(ir.to_proto(model))
-        y: Any = evaluator.run(None, {"x": x, "to": np.zeros(len(after), np.int64)})[0]  # `to` is not read any more
+        results: Any = evaluator.run(None, {"x": x, "to": np.zeros(len(after), np.int64)})  # `to` is read no more
+        y = results[0]
         assert list(y.shape) == shapes[1]
         np.testing.assert_array_equal(y.ravel(), x.ravel())
         onnx.checker.check_model(ir.to_proto(model))
