@@ -7,9 +7,12 @@ Nothing of torch is imported before `export` is called.
 """
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from os import PathLike
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -19,6 +22,7 @@ from normfuse.errors import ExportError, NormfuseError, ParityError, TargetError
 from normfuse.model import check_output, load, save
 from normfuse.pipeline import Result, Settings, prove, rewrite
 from normfuse.report import Counts, Report
+from normfuse.serialization import is_large
 from normfuse.target import Target
 
 if TYPE_CHECKING:
@@ -105,7 +109,8 @@ def export(
     modes = reminder(module)
     if modes and not training:
         warnings.warn(modes, stacklevel=2)
-    with in_mode(module, training):
+    with ExitStack() as held:
+        held.enter_context(in_mode(module, training))
         captured = capture(
             module,
             positional,
@@ -117,6 +122,9 @@ def export(
             translations=translations,
         )
         _check_inputs(captured, module)
+        large = is_large(captured)
+        if large and path is not None:
+            captured = _mapped(captured, os.fspath(path), held)
         settings: Settings = {"threads": where.threads, "select": select, "ignore": ignore, "shapes": shapes}
         settings |= {"opset": wanted if wanted > OPSETS[-1] else None}
         reference = None
@@ -133,15 +141,29 @@ def export(
             result.report.parts = layer_parity(
                 module, inputs, captured, budget=verify_budget, shapes=shapes, progress=say
             )
-    parity = result.report.parity
-    if parity is not None and not parity.passed:
-        error = ParityError(f"the result does not compute what the module computes: {parity.reason}", result.report)
-        error.add_note("run with verify=False to look at the result")
-        raise error
-    if path is not None:
-        say(f"writing {path}")
-        save(result.model, path)
+        parity = result.report.parity
+        if parity is not None and not parity.passed:
+            error = ParityError(f"the result does not compute what the module computes: {parity.reason}", result.report)
+            error.add_note("run with verify=False to look at the result")
+            raise error
+        if path is not None:
+            say(f"writing {path}")
+            save(result.model, path)
+            if large:
+                return Result(load(path), result.report)
     return result
+
+
+def _mapped(captured: ir.Model, path: str, held: ExitStack) -> ir.Model:
+    """The same with its weights in a file beside the result, for as long as the export lasts.
+
+    They are read from there where they are needed, so that nothing is held twice beside those of the module.
+    """
+    beside = os.path.dirname(os.path.abspath(path))
+    folder = held.enter_context(TemporaryDirectory(prefix=".normfuse-", dir=beside))
+    file = os.path.join(folder, "captured.onnx")
+    save(captured, file)
+    return load(file)
 
 
 def _optimized(

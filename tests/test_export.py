@@ -156,6 +156,29 @@ class TestTranslations:
         assert "Max" in called(result.model)
 
 
+class TestLarge:
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_weights_that_protobuf_cannot_hold_lie_beside_the_model(
+        self, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("normfuse.storage.LARGEST", 30_000)
+        monkeypatch.setattr("normfuse.streaming.MAPPED", 10_000)
+        module = nn.Sequential(nn.Linear(40, 100), nn.LayerNorm(100), nn.Tanh(), nn.Linear(100, 50)).eval()
+        randomize(module)
+        path, x = tmp_path / "model.onnx", torch.randn(3, 40)
+        if fails:
+            wrong = {ATEN.tanh.default: lambda x: op.Sigmoid(x)}
+            with pytest.raises(ParityError):
+                normfuse.export(module, x, path, translations=wrong, verify_budget=1)
+            assert not list(tmp_path.iterdir())
+            return
+        result = normfuse.export(module, x, path, verify_budget=1)
+        assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}
+        weights = [value.const_value for value in result.model.graph.initializers.values()]
+        assert sum(isinstance(tensor, ir.ExternalTensor) for tensor in weights) == 2
+        np.testing.assert_allclose(run(path, input=x)[0], module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
 class Nested(nn.Module):
     """Nested inputs and outputs, keyword arguments, and a weight with two places."""
 
@@ -259,6 +282,15 @@ class TestMode:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             normfuse.export(self.net().eval(), torch.randn(2, 3, 6, 6), verify=False)
+
+    def test_it_is_exported_in_training_mode_where_that_is_asked_for(self) -> None:
+        module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).train()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = normfuse.export(module, torch.randn(2, 3, 6, 6), training=True, optimize=False)
+        assert called(result.model) == {"Conv": 1, "normfuse::BatchStatistics": 1}
+        assert result.report.parity is None
+        assert module.training
 
     def test_it_is_left_as_it_is_where_export_fails(self) -> None:
         module = nn.Sequential(self.net(), Branches())
