@@ -1,5 +1,6 @@
 """Models out: as protobuf, as bytes, as a file, and as a file with its large tensors in a data file beside it."""
 
+import mmap
 import os
 import re
 import secrets
@@ -155,7 +156,7 @@ def _own_data(name: str) -> re.Pattern[str]:
 
 
 def data_files(path: str) -> set[str]:
-    """Data files that belong to the model at `path` alone: named after it, in its folder, and used by it."""
+    """Data files that belong to the model at `path` alone: named after it, in its folder, and used by no other there."""
     folder, name = os.path.split(path)
     mine = _own_data(name)
     try:
@@ -163,4 +164,27 @@ def data_files(path: str) -> set[str]:
         used = external_files(parse(read(path)), folder) if candidates and os.path.exists(path) else set()
     except (NormfuseError, OSError):
         return set()
-    return {file for file in used if os.path.dirname(file) == folder and os.path.basename(file) in candidates}
+    own = {file for file in used if os.path.dirname(file) == folder and os.path.basename(file) in candidates}
+    return own - _read_elsewhere(path, own) if own else own
+
+
+def _read_elsewhere(path: str, files: Iterable[str]) -> set[str]:
+    """Those of the data files of the model at `path` that another model in its folder may read, such as a copy of it.
+
+    A file that cannot be read may be such a model.
+    """
+    folder = os.path.dirname(path)
+    names = {file: os.fsencode(os.path.basename(file)) for file in files}
+    kept: set[str] = set()
+    try:
+        for other in os.listdir(folder or os.curdir):
+            model = os.path.join(folder, other)
+            is_data = other.lower().endswith(".data")
+            if ".onnx" not in other.lower() or is_data or os.path.realpath(model) == os.path.realpath(path):
+                continue
+            if os.path.isfile(model) and os.path.getsize(model):
+                with open(model, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    kept |= {data for data, name in names.items() if content.find(name) >= 0}
+    except OSError:
+        return set(names)
+    return kept

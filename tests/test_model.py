@@ -291,6 +291,35 @@ def test_overwriting_a_model_with_external_data(tmp_path: Path) -> None:
     assert (tmp_path / "stranger.data").exists()
 
 
+@pytest.mark.parametrize("readable", [True, False])
+@pytest.mark.parametrize("external", [True, False], ids=["external", "whole"])
+def test_data_that_a_copy_reads_outlives_the_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, external: bool, readable: bool
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    model = load(with_external(source, bytes(64) + WEIGHT.tobytes()))
+    out, copy = tmp_path / "c.onnx", tmp_path / "sibling.onnx"
+    save(model, out)
+    copy.write_bytes(out.read_bytes())
+    (tmp_path / "empty.onnx").touch()
+    (tmp_path / "link.onnx").symlink_to(out)
+    if not readable:
+
+        def refuse(*arguments: Any, **settings: Any) -> None:
+            raise OSError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(serialization.mmap, "mmap", refuse)
+    save(model if external else small(), out)
+    assert (tmp_path / "c.onnx.data").exists()
+    monkeypatch.undo()
+    np.testing.assert_array_equal(constant(load(copy), "w"), WEIGHT)
+    copy.unlink()
+    save(model, out)
+    save(model, out)  # nobody else reads what the last one wrote
+    assert len(list(tmp_path.glob("c.onnx*.data"))) <= 2
+
+
 def test_data_in_use_is_kept(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
