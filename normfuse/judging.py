@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from normfuse.contest import Array, Contest, Values, first_divergence
-from normfuse.errors import TargetError
+from normfuse.errors import NormfuseError, TargetError
 from normfuse.foreign import Truth
 from normfuse.metric import CHANNEL_RATIO, RATIO, OutputParity, Tally
 from normfuse.metric import TF32 as TF32_PRECISION
@@ -44,6 +44,22 @@ class Deck:
 
     data: list[Probe]
     plan: Plan | None
+
+    def told(self, probe: Probe, error: TargetError) -> str:
+        """A note that the reference does not run on a probe.
+
+        Raises:
+            NormfuseError: it is the user's own data, which somebody wants judged.
+        """
+        numbers = [number for number, own in enumerate(self.data, 1) if own is probe and own.family == "data"]
+        if not numbers:
+            return f"the reference does not run on probes {probe.family!r}: {error}"
+        which = f"set {numbers[0]} of {len(self.data)} of the data" if len(self.data) > 1 else "the data"
+        arrays = ", ".join(
+            f"{name} {'×'.join(map(str, array.shape)) or 'scalar'} {array.dtype}"
+            for name, array in ((name, np.asarray(array)) for name, array in probe.inputs.items())
+        )
+        raise NormfuseError(f"{which} ({arrays}) cannot be judged, give what the model takes: {error}") from error
 
     def draw(self, seed: int) -> Iterator[Probe]:
         """The probes of one seed."""
@@ -220,7 +236,7 @@ def judge_by_oracle(contest: Contest, deck: Deck, seeds: int, budget: float, say
             ran = contest.rehearse([inputs for _, inputs in hands], (budget - watch.seconds) / 2)
             for probe, (_, shifted) in hands[:ran]:
                 say(f"judging probes {probe.family!r}, seed {seed + 1}")
-                if not _judge_probe(judgement, truths, probe, shifted, seed):
+                if not _judge_probe(judgement, deck, truths, probe, shifted, seed):
                     return judgement
             if ran < len(hands):
                 raise OracleError("the other probes would exceed the budget")
@@ -305,14 +321,14 @@ def _hands(deck: Deck, seed: int) -> list[tuple[Probe, tuple[Inputs, Inputs]]]:
     return [(probe, (probe.inputs, moved(probe.inputs, seed))) for probe in deck.draw(seed)]
 
 
-def _judge_probe(judgement: Judgement, truths: _Truths, probe: Probe, shifted: Inputs, seed: int) -> bool:
+def _judge_probe(judgement: Judgement, deck: Deck, truths: _Truths, probe: Probe, shifted: Inputs, seed: int) -> bool:
     """Adds one probe; False where the candidate does not run on it."""
     contest = judgement.contest
     watch = Stopwatch()
     try:
         reference = contest.run(0, "disabled", probe.inputs)
     except TargetError as error:
-        judgement.notes.append(f"the reference does not run on probes {probe.family!r}: {error}")
+        judgement.notes.append(deck.told(probe, error))
         return True
     truth = truths.of(probe, watch.seconds)
     roundings = truths.roundings(probe, truth)
@@ -368,7 +384,7 @@ def judge_by_noise(judgement: Judgement, deck: Deck, seeds: int, budget: float, 
                 base = contest.run(0, "disabled", probe.inputs)
                 others = {level: contest.run(0, level, probe.inputs) for level in contest.levels[1:]}
             except TargetError as error:
-                judgement.notes.append(f"the reference does not run on probes {probe.family!r}: {error}")
+                judgement.notes.append(deck.told(probe, error))
                 continue
             noise = [
                 contest.run(0, "disabled", shifted),

@@ -156,7 +156,7 @@ def _own_data(name: str) -> re.Pattern[str]:
 
 
 def data_files(path: str) -> set[str]:
-    """Data files that belong to the model at `path` alone: named after it, in its folder, and used by no other there."""
+    """Data files that belong to the model at `path` alone: named after it, in its folder, used by no other there."""
     folder, name = os.path.split(path)
     mine = _own_data(name)
     try:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 import normfuse.contest
-from normfuse.errors import ParityError, TargetError
+from normfuse.errors import NormfuseError, ParityError, TargetError
 from normfuse.foreign import Foreign
 from normfuse.judging import Judgement
 from normfuse.oracle import Oracle, OracleError
@@ -390,6 +390,19 @@ def test_own_data_is_judged_too(tmp_path: Path) -> None:
     assert verify(
         model("y = Min (x, t)", weights), model("y = Min (t, x)", weights), data={"x": np.ones((1, 4, 6, 6))}
     ).passed
+
+
+@pytest.mark.parametrize("quantised", [False, True], ids=["oracle", "noise"])
+def test_own_data_that_the_reference_does_not_take_is_an_error(quantised: bool) -> None:
+    body = "q, s, z = DynamicQuantizeLinear (x) y = DequantizeLinear (q, s, z)" if quantised else "y = Relu (x)"
+    reference = model(body)
+    good, bad = ({"x": np.ones(shape, np.float32)} for shape in ((2, 4, 6, 6), (1, 2, 3)))
+    with pytest.raises(NormfuseError, match=r"^the data \(x 1×2×3 float32\) cannot be judged, .*rank") as caught:
+        verify(reference, reference, seeds=1, data=bad)
+    assert (caught.value.exit_status, "\n" in str(caught.value)) == (2, False)
+    with pytest.raises(NormfuseError, match=r"^set 2 of 2 of the data \(x 1×2×3 float32\) cannot be judged"):
+        verify(reference, reference, seeds=1, data=[good, bad])
+    assert verify(reference, reference, seeds=1, data=[good]).passed
 
 
 def test_a_model_that_the_runtime_cannot_load_raises() -> None:
