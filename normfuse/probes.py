@@ -63,6 +63,8 @@ _FAMILIES: dict[str, Callable[[np.random.Generator, Array], Array]] = {
     "mean 1e3": lambda rng, z: z + 1e3,
     "unit interval": lambda rng, z: np.asarray(rng.random(z.shape)),
 }
+_BINARY = ("zeros and ones", "other zeros and ones")
+"""Masks, in every other input beside numbers of scale 1; and in the others."""
 _DISCRETE = ("scale 1", "constant rows")
 """The families that say something of a model without float inputs."""
 
@@ -99,15 +101,22 @@ class Plan:
 
     def probes(self, seed: int) -> Iterator[Probe]:
         """One probe of each family."""
-        names = list(_FAMILIES) if any(is_float_type(port.dtype) for port in self.ports) else list(_DISCRETE)
+        floats = [port for port in self.ports if is_float_type(port.dtype)]
+        names = list(_FAMILIES) if floats else list(_DISCRETE)
         for index, name in enumerate(names):
             yield self._probe(name, name, self.sizes, np.random.default_rng((seed, index)))
             if index == 0:
                 for place, (other, sizes) in enumerate(self.others.items()):
                     yield self._probe(other, name, sizes, np.random.default_rng((seed, place, 1)))
 
-    def _probe(self, family: str, law: str, sizes: Sizes, rng: np.random.Generator) -> Probe:
-        return Probe(family, {port.name: _draw(port, port.shape(sizes), law, rng) for port in self.ports})
+        for turn, family in enumerate(_BINARY[: len(floats)]):
+            binary = {port.name for port in floats[turn :: len(_BINARY)]}
+            laws = {port.name: family if port.name in binary else "scale 1" for port in self.ports}
+            yield self._probe(family, laws, self.sizes, np.random.default_rng((seed, turn, 2)))
+
+    def _probe(self, family: str, law: str | Mapping[str, str], sizes: Sizes, rng: np.random.Generator) -> Probe:
+        laws = law if isinstance(law, Mapping) else {port.name: law for port in self.ports}
+        return Probe(family, {port.name: _draw(port, port.shape(sizes), laws[port.name], rng) for port in self.ports})
 
 
 def plan(
@@ -279,12 +288,17 @@ def moved(inputs: Inputs, seed: int, draw: int = 0) -> Inputs:
 
 
 def move(array: Array, rng: np.random.Generator) -> Array:
-    """One array moved by one unit in the last place; anything but IEEE floats stays as it is."""
+    """One array moved by one unit in the last place; what is exact stays: integers, and anything but IEEE floats.
+
+    A count, a year, a mask of zeros and ones have no rounding that could be another. Large numbers are integers for
+    want of bits, and move.
+    """
     if array.dtype.kind != "f":
         return array
     with np.errstate(all="ignore"):
         target = np.where(rng.random(array.shape) < 0.5, np.inf, -np.inf).astype(array.dtype)
-        return np.asarray(np.nextafter(array, target))
+        exact = (np.rint(array) == array) & (np.abs(array) <= 0.125 / np.finfo(array.dtype).eps)
+        return np.asarray(np.where(exact, array, np.nextafter(array, target)))
 
 
 def _takes(ports: Sequence[Port], sizes: Sizes, accepts: Callable[[Inputs], bool]) -> bool:
@@ -308,7 +322,7 @@ def _draw(port: Port, shape: tuple[int, ...], law: str, rng: np.random.Generator
         )
     if is_float_type(port.dtype):
         z = rng.standard_normal(shape)
-        values = _FAMILIES[law](rng, z) if z.ndim else z
+        values = np.asarray(rng.random(shape) < 0.8) if law in _BINARY else _FAMILIES[law](rng, z) if z.ndim else z
         return values.astype(port.dtype.numpy())
     if port.limit == 2 or port.dtype == ir.DataType.BOOL:
         # masks: mostly set, and never all clear but where they are conditions, which take both sides

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from normfuse.affine import Affine
 from normfuse.passes.access import RefusedError, attribute, known_dims, rank
+from normfuse.passes.cancelling import check_composing
 from normfuse.passes.deal import Deal, Need, Offer
 from normfuse.passes.norms import need_more_than_rounding
 from normfuse.passes.rule import Rule
@@ -22,6 +23,10 @@ def affine_takes_affine(offer: Offer) -> tuple[Deal, ...]:
     source = _source(offer)
     if source is None:
         return ()
+    if offer.side == "after":
+        check_composing(source.data, source.affine, offer.affine)
+    else:
+        check_composing(source.data, offer.affine, source.affine)
     merged = _merged(offer, source)
     deals = []
     if is_writable(source, merged, offer.weights):

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from normfuse.affine import Affine
 from normfuse.passes.absorb_affine import is_writable, write
 from normfuse.passes.access import RefusedError, dims, operator, title
+from normfuse.passes.cancelling import check_composing
 from normfuse.passes.deal import Need
 from normfuse.passes.demand import Demand
 from normfuse.passes.fold_rules import ABSORB, BIAS, CARRY, SOURCES
@@ -189,7 +190,7 @@ class FoldPass(ir.passes.InPlacePass):
             found = read(reader, weights, self._sources) if reader.graph is source.node.graph else None
             if not isinstance(found, Source) or found.index != uses[0].idx or reader in kept:
                 break
-            if not affine.meets(found.affine):
+            if not affine.meets(found.affine) or not _may_compose(source.data, affine, found.affine):
                 break
             chain.append(found)
             affine = affine.then(found.affine)
@@ -295,6 +296,14 @@ class FoldPass(ir.passes.InPlacePass):
         names = tuple(node.name or node.op_type for node in site.nodes)
         text = "; ".join((detail, *plan.notes))
         return Change(rule, names, tuple(node.name or node.op_type for node in into), text)
+
+
+def _may_compose(value: ir.Value, first: Affine, second: Affine) -> bool:
+    try:
+        check_composing(value, first, second)
+    except RefusedError:
+        return False
+    return True
 
 
 def _strategies(site: Site) -> Iterator[tuple[tuple[Need, ...], Affine | None]]:

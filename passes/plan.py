@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from normfuse.affine import Affine
 from normfuse.passes.access import RefusedError, dims, operator, title
+from normfuse.passes.cancelling import check_magnitude, check_parting, check_weights
 from normfuse.passes.deal import Deal, Need, NewWeight, Offer
 from normfuse.passes.rule import Rows, Rule, Side
 from normfuse.passes.weights import CLONE_BYTES, Weights, constant_tensor, fits
@@ -61,6 +62,7 @@ class Plan:
             return
         if not need.affine.is_finite:
             raise RefusedError("the map is infinite or not a number")
+        check_magnitude(need.affine)
         mark = self._mark()
         try:
             if need.side == "after":
@@ -104,6 +106,7 @@ class Plan:
         value = need.node.outputs[need.index]
         if value.is_graph_output():
             raise RefusedError(f"{value.name!r} is an output of the graph")
+        check_parting(value, need.affine)
         uses = [use for use in value.uses() if operator(use.node) not in _SHAPE_READERS]
         # Those that can only let it pass are asked first: what takes it in computes new weights.
         for use in sorted(uses, key=lambda use: self._can_absorb(use.node)):
@@ -141,6 +144,8 @@ class Plan:
         reasons: list[str] = []
         for rule in rows:
             try:
+                if side == "before" and rule.kind == "absorb":
+                    check_weights(node, index, affine, self.weights)
                 deals = rule.law(offer)
             except RefusedError as refused:
                 reasons.append(f"{where} {title(node)}: {refused}")

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from normfuse.errors import NormfuseError
-from normfuse.probes import Inputs, Probe, data_probes, moved, plan, probes
+from normfuse.probes import Inputs, Probe, data_probes, move, moved, plan, probes
 
 TABLES = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -63,6 +63,15 @@ def test_families_have_the_statistics_they_are_named_for() -> None:
     channels = np.sort(x["large channel"].std(axis=(0, 2, 3)))
     assert channels[-1] > 50 * channels[-2]
     assert 0 <= x["unit interval"].min() < x["unit interval"].max() <= 1
+
+
+def test_every_second_float_input_is_a_mask_and_then_the_others_are() -> None:
+    drawn = by_family(parse("float[20,30] x, int64[4] i, float[20,30] z, float[20,30] w"))
+    for family, masks in (("zeros and ones", "xw"), ("other zeros and ones", "z")):
+        inputs = drawn[family].inputs
+        assert {name for name in "xzw" if set(np.unique(inputs[name])) == {0.0, 1.0}} == set(masks)
+    assert "other zeros and ones" not in by_family(parse("float[20,30] x, int64[4] i"))
+    assert "zeros and ones" not in by_family(parse("int64[4] i"))
 
 
 def test_seeds_differ_and_repeat() -> None:
@@ -170,8 +179,16 @@ def test_data_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
         data_probes(model, path)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_integers_are_exact_and_do_not_move_unless_they_have_no_bits_for_a_fraction(dtype: Any) -> None:
+    exact = np.array([0, 1, -1, 2, 100], dtype)
+    large = np.array([1 / np.finfo(dtype).eps], dtype)
+    assert np.array_equal(move(exact, np.random.default_rng(0)), exact)
+    assert (move(large, np.random.default_rng(0)) != large).all()
+
+
 def test_moved_inputs_differ_by_one_unit_in_the_last_place() -> None:
-    inputs: Inputs = {"x": np.linspace(-3, 3, 50, dtype=np.float32), "n": np.arange(3)}
+    inputs: Inputs = {"x": np.linspace(-3.1, 3.1, 50, dtype=np.float32), "n": np.arange(3)}
     there = moved(inputs, 1)
     steps = np.abs(there["x"] - inputs["x"]) / np.spacing(np.abs(inputs["x"]))
     assert ((steps >= 0.5) & (steps <= 1)).all()
