@@ -64,7 +64,8 @@ _FAMILIES: dict[str, Callable[[np.random.Generator, Array], Array]] = {
     "unit interval": lambda rng, z: np.asarray(rng.random(z.shape)),
 }
 _BINARY = ("zeros and ones", "other zeros and ones")
-"""Masks, in every other input beside numbers of scale 1; and in the others."""
+"""Masks, in every other input beside numbers of scale 1; and in the others. Not in a single one: what norms make of two
+values may cancel by chance, exactly so in one form and not in another."""
 _DISCRETE = ("scale 1", "constant rows")
 """The families that say something of a model without float inputs."""
 
@@ -109,7 +110,7 @@ class Plan:
                 for place, (other, sizes) in enumerate(self.others.items()):
                     yield self._probe(other, name, sizes, np.random.default_rng((seed, place, 1)))
 
-        for turn, family in enumerate(_BINARY[: len(floats)]):
+        for turn, family in enumerate(_BINARY if len(floats) > 1 else ()):
             binary = {port.name for port in floats[turn :: len(_BINARY)]}
             laws = {port.name: family if port.name in binary else "scale 1" for port in self.ports}
             yield self._probe(family, laws, self.sizes, np.random.default_rng((seed, turn, 2)))
@@ -322,7 +323,7 @@ def _draw(port: Port, shape: tuple[int, ...], law: str, rng: np.random.Generator
         )
     if is_float_type(port.dtype):
         z = rng.standard_normal(shape)
-        values = np.asarray(rng.random(shape) < 0.8) if law in _BINARY else _FAMILIES[law](rng, z) if z.ndim else z
+        values = _binary(rng, z) if law in _BINARY else _FAMILIES[law](rng, z) if z.ndim else z
         return values.astype(port.dtype.numpy())
     if port.limit == 2 or port.dtype == ir.DataType.BOOL:
         # masks: mostly set, and never all clear but where they are conditions, which take both sides
@@ -333,6 +334,15 @@ def _draw(port: Port, shape: tuple[int, ...], law: str, rng: np.random.Generator
     else:
         values = rng.integers(0, port.limit, shape)
     return np.asarray(values).astype(port.dtype.numpy())
+
+
+def _binary(rng: np.random.Generator, z: Array) -> Array:
+    """Mostly ones; neither a row nor all channels of a place are ones alone, which would be a constant to a norm."""
+    values = np.asarray(rng.random(z.shape) < 0.8)
+    for axis in {1, z.ndim - 1}:
+        if 0 <= axis < z.ndim and z.shape[axis] > 1:
+            values[(slice(None),) * axis + (0,)] = False
+    return values
 
 
 def _one_large(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:

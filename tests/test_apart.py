@@ -114,7 +114,7 @@ def test_a_module_that_adds_one_by_one_passes_as_the_candidate() -> None:
             total = total + column
         return total
 
-    body = model("y = ReduceSum <keepdims = 0> (x, axes)", "1,2000", **AXES)
+    body = model("y = ReduceSum <keepdims = 0> (x, axes)", "1,8000", **AXES)
     parity = assert_parity(body, Law(one_by_one), seeds=1)
     assert parity.outputs[0].level == FORMULA
     wrong = Law(lambda x: one_by_one(x) * (1 + 2e-6))

@@ -367,7 +367,7 @@ def test_a_family_that_the_oracle_left_in_the_middle_is_judged_by_noise_alone() 
 
 def test_weights_in_constants_are_moved_too() -> None:
     weights = conv_bn()
-    reference = model("c = Constant <value = float[1,1] {3.0}> () y = MatMul (x, c)", None, "float[N,1] x")
+    reference = model("c = Constant <value = float[1,1] {3.1}> () y = MatMul (x, c)", None, "float[N,1] x")
     contest = normfuse.contest.Contest(reference, model("y = Conv (x, w, b)", fold(weights)), "cpu")
     x = {"x": np.ones((2, 1), np.float32)}
     assert 0 < abs(contest.run(2, "disabled", x)["y"] - contest.run(0, "disabled", x)["y"]).max() < 1e-6
