@@ -1,5 +1,15 @@
-"""`python -m normfuse` is the command `normfuse`."""
+"""The command `normfuse`, also as `python -m normfuse`."""
 
-from normfuse.cli import main
+from normfuse.interrupts import end_at_once
 
-main()
+
+def main() -> None:
+    """Runs the command line."""
+    end_at_once()  # before the imports, which take a while
+    from normfuse.cli import main as program
+
+    program()
+
+
+if __name__ == "__main__":
+    main()

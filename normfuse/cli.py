@@ -17,6 +17,7 @@ from normfuse.cli_cases import ANNOTATIONS, JUNIT, told
 from normfuse.cli_export import export
 from normfuse.cli_reduce import reduce
 from normfuse.errors import NormfuseError
+from normfuse.interrupts import end_at_once
 from normfuse.options import (
     DATA,
     FREEZE,
@@ -43,6 +44,7 @@ class Program(click.Group):
 
     def __call__(self, *arguments: Any, **settings: Any) -> Any:
         """Runs the program."""
+        end_at_once()
         watched()
         return super().__call__(*arguments, **settings)
 

@@ -27,9 +27,11 @@ import click
 
 from normfuse import __version__
 from normfuse.errors import NormfuseError
+from normfuse.interrupts import INTERRUPTED as INTERRUPTED
+from normfuse.interrupts import LINE, Interrupts
 from normfuse.schema import SCHEMA_VERSION
 
-GATE_FAILED, INTERNAL_ERROR, INTERRUPTED = 1, 70, 130
+GATE_FAILED, INTERNAL_ERROR = 1, 70
 
 GARBAGE = 100_000
 """Objects between two collections: a graph is many small objects, few of them garbage."""
@@ -47,16 +49,19 @@ class Verb(click.Command):
         """Runs the verb, and ends the process with the exit status of its error."""
         debug = ctx.params.pop("debug")
         gc.set_threshold(GARBAGE)
+        interrupts = Interrupts()
         try:
-            with warnings.catch_warnings():
+            with interrupts, warnings.catch_warnings():
                 if not debug:
                     warnings.simplefilter("ignore")
                 return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
-            fail("interrupted", INTERRUPTED)
+            fail(LINE, INTERRUPTED)
         except Exception as error:
+            if interrupts.came:
+                fail(LINE, INTERRUPTED)
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # the reader of our output has gone; click ends quietly
             if debug:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from normfuse.errors import TargetError
+from normfuse.interrupts import INTERRUPTED
 
 CRASHES = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV} if os.name == "posix" else set()
 """Signals that native code ends a process with."""
@@ -73,6 +74,8 @@ def _end(status: int) -> NoReturn:
         with suppress(OSError):  # nobody listens
             os.write(2, line.encode())
         os._exit(TargetError.exit_status)
+    if number == signal.SIGINT:  # Python ends by it where an interrupted `exec` was caught, too
+        os._exit(INTERRUPTED)
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

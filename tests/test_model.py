@@ -1,4 +1,5 @@
 import errno
+import mmap
 import os
 import pickle
 import stat
@@ -309,7 +310,7 @@ def test_data_that_a_copy_reads_outlives_the_original(
         def refuse(*arguments: Any, **settings: Any) -> None:
             raise OSError(errno.EACCES, "Permission denied")
 
-        monkeypatch.setattr(serialization.mmap, "mmap", refuse)
+        monkeypatch.setattr(mmap, "mmap", refuse)
     save(model if external else small(), out)
     assert (tmp_path / "c.onnx.data").exists()
     monkeypatch.undo()

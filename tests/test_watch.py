@@ -83,3 +83,50 @@ def test_the_command_line_is_watched() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 4
     assert done.stderr.startswith("Error: SIGABRT")
+
+
+STARTS = "import os, signal, sys; from normfuse.interrupts import Interrupts, end_at_once; "
+AT_ONCE = "os.kill(os.getpid(), signal.SIGINT)"
+VERB = (
+    "import normfuse.cli as cli; from normfuse.verb import Verb\n"
+    "def work():\n    {work}\n"
+    "cli.main.add_command(Verb('work', callback=lambda **_: work()))\n"
+    "import atexit; atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+    "cli.main(['work'])"
+)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        f"{STARTS}end_at_once(); {AT_ONCE}",
+        STARTS + VERB.format(work=AT_ONCE),
+        STARTS + VERB.format(work=f"exec({AT_ONCE!r})"),
+        STARTS
+        + VERB.format(
+            work=f"\n    try:\n        {AT_ONCE}\n    except KeyboardInterrupt as e: raise ImportError from e"
+        ),
+        STARTS + VERB.format(work=f"\n    try:\n        {AT_ONCE}\n    finally: {AT_ONCE}"),
+    ],
+    ids=["starting", "working", "within exec", "made another error", "twice"],
+)
+def test_an_interrupt_is_one_line_and_130(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_an_interrupt_that_is_ignored_stays_so() -> None:
+    code = f"{STARTS}signal.signal(signal.SIGINT, signal.SIG_IGN); end_at_once()\nwith Interrupts(): {AT_ONCE}"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_an_interrupt_that_something_swallowed_can_be_repeated() -> None:
+    code = (
+        f"{STARTS}import time; end_at_once()\n"
+        "with Interrupts():\n"
+        f"    for pause in (1.1, 0):\n        try:\n            {AT_ONCE}\n"
+        "        except KeyboardInterrupt: print('came'); time.sleep(pause)\n"
+        f"{AT_ONCE}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "came\ncame\n", "")
