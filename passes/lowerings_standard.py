@@ -200,22 +200,32 @@ def group_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
 
 
 def _sets(site: NormSite, groups: int | None, axes: tuple[int, ...]) -> tuple[list[int], int]:
-    """The shape (…, sets, −1) that lays each set of a group or of trailing axes in a row, and the number of sets."""
+    """The shape (N, sets, size) that lays each set of a group or of trailing axes in a row, and the number of sets."""
     if groups is not None:
         _form(site.standardize.channel == 1, "its groups are not of channels and all that follows")
         _form(axes == tuple(range(1, site.rank)), "its groups are not of channels and all that follows")
-        return [0, groups, -1], groups
+        return _laid(site, groups), groups
     _form(axes == tuple(range(axes[0], site.rank)) and axes[0] > 0, "its axes are not the last ones")
     if axes[0] == 1:
-        return [0, 1, -1], 1
+        return _laid(site, 1), 1
     sets = product(site.dims[1 : axes[0]])
     _need(sets is not None, "the number of its rows is not known")
     assert sets is not None
-    return [0, sets, -1], sets
+    return _laid(site, sets), sets
+
+
+def _laid(site: NormSite, sets: int) -> list[int]:
+    """The shape (N, sets, size) for a Reshape of x.
+
+    −1 stands where the size is not known alone: of an empty batch, which detectors have that find nothing, no −1 can
+    be inferred.
+    """
+    size = product(site.dims[1:])
+    return [0, sets, -1 if size is None else size // sets]
 
 
 def by_instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
-    """Reshape (N, G, −1) → InstanceNormalization(1, 0) → Reshape → γ, β."""
+    """Reshape (N, G, size) → InstanceNormalization(1, 0) → Reshape → γ, β."""
     root, factor = operator_root(site)
     _same_precision(site)
     _has_instance_norm(site, target)
@@ -234,7 +244,7 @@ def by_instance_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Val
 
 
 def by_layer_norm(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
-    """Reshape (N, G, −1) → LayerNormalization(1) → Reshape → Mul → Add."""
+    """Reshape (N, G, size) → LayerNormalization(1) → Reshape → Mul → Add."""
     root, factor = operator_root(site)
     _form(root.centred, "it subtracts no mean")
     _has_layer_norm(site, target)
@@ -285,7 +295,7 @@ def _rms_name(site: NormSite) -> str:
 def by_products(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     """Channels first: E over C as a product with a row of 1/C; d · 1/√(E[d²] + ε).
 
-    m = r·x, d = x − m, v = r·d², with r = (1/C … 1/C) and x as (N, C, −1), which three dimensions are already.
+    m = r·x, d = x − m, v = r·d², with r = (1/C … 1/C) and x as (N, C, size), which three dimensions are already.
     """
     root, factor = plain_root(site)
     is_one = root.centred and root.axes == (1,) and root.groups is None
@@ -300,7 +310,7 @@ def by_products(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     row = emitter.constant(filled((1, channels), 1.0 / channels), site.dtype, "row")
     rows, is_flat = site.data, site.rank == 3
     if not is_flat:
-        shape = emitter.integers([0, channels, -1])
+        shape = emitter.integers(_laid(site, channels))
         rows = emitter.op("Reshape", site.data, shape, dims=[site.dims[0], channels, inner])
     mean = emitter.op("MatMul", row, rows, dims=[site.dims[0], 1, inner])
     centred = emitter.op("Sub", rows, mean)
@@ -362,7 +372,8 @@ def by_window(site: NormSite, emitter: Emitter, target: Target) -> ir.Value:
     inner = [1] if flat else [1, 1]
     if flat:
         dims: list[Dim] = [site.dims[0], 1, channels, product(site.dims[2:])]
-        rows = emitter.op("Reshape", square, emitter.integers([0, 1, channels, -1]), dims=dims)
+        images, *rest = _laid(site, channels)
+        rows = emitter.op("Reshape", square, emitter.integers([images, 1, *rest]), dims=dims)
     else:
         rows = _with_axis("Unsqueeze", square, [site.dims[0], 1, *site.dims[1:]], site, emitter)
     weight = emitter.constant(filled((1, 1, size, *inner), found.alpha / size), site.dtype, "window")
