@@ -19,7 +19,7 @@ import onnx_ir as ir
 from normfuse.contest import Contest, takes_bfloat16
 from normfuse.errors import NormfuseError, TargetError
 from normfuse.judging import Deck, Judgement, judge
-from normfuse.metric import OutputParity
+from normfuse.metric import BLIND, OutputParity
 from normfuse.overflow import overflow
 from normfuse.passes.access import RefusedError
 from normfuse.passes.journal import Journal
@@ -228,6 +228,9 @@ def _judged(before: ir.Model, after: ir.Model, truth: ir.Model | None, provider:
     reason = judgement.failure or (_told(failed[0]) if failed else "")
     if not reason and contest.provider != "cuda":
         reason = overflow(before, after, ((probe, contest.run(0, "disabled", probe.inputs)) for probe in deck.draw(0)))
+    blind = sorted(name for name, _ in judgement.blind)
+    if not reason and blind:
+        return Found("not judged", reason=f"its value {blind[0]!r} {BLIND}")
     verdict: Literal["passed", "failed"] = "failed" if reason else "passed"
     return Found(verdict, judgement.judged_by, families, _seeds(judgement, deck), ratio, reason, family)
 

@@ -143,7 +143,7 @@ def export(
             )
         parity = result.report.parity
         if parity is not None and not parity.passed:
-            error = ParityError(f"the result does not compute what the module computes: {parity.reason}", result.report)
+            error = ParityError(parity.against("module"), result.report)
             error.add_note("run with verify=False to look at the result")
             raise error
         if path is not None:

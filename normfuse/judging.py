@@ -150,6 +150,17 @@ class Judgement:
         """One verdict for each output and level."""
         return [tally.verdict(level) for (_, level), tally in self.tallies.items()]
 
+    @property
+    def blind(self) -> frozenset[tuple[str, Level]]:
+        """The outputs, and the levels, of which no probe made a finite element: nothing is known of them.
+
+        A single probe may well be blind; without inputs there is none other, and what it makes is all there is.
+        """
+        if not self.contest.reference.graph.inputs:
+            return frozenset()
+        outputs = self.contest.outputs
+        return frozenset(key for key, tally in self.tallies.items() if key[0] in outputs and tally.blind)
+
     def keep_whole(self, families: Iterable[str]) -> frozenset[str]:
         """Forgets the families of which not all probes were judged, and gives those that remain.
 

@@ -15,7 +15,8 @@ that alone would fail.
 
 The same is done for the largest channel, with a wider limit. An output passes with ratio ≤ 2, channel ratio ≤ 4, every
 E_f(candidate) below a ceiling (where the original leaves it room), and NaN and infinities only where the original or
-y64 has them. Integer, boolean and string outputs are compared for equality.
+y64 has them; if they are everywhere, nothing was compared, and nothing is proved. Integer, boolean and string outputs
+are compared for equality.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,6 +41,12 @@ LOST = 2.0**-7
 """Moved this far by one ulp of its inputs (or by √u where that is more) an output has no accuracy to lose."""
 FLIPS = 1e-3
 """The part of an integer output's elements that may differ: indices of nearly equal values change places."""
+
+UNJUDGED = "nothing could be judged"
+"""How the reason of a parity begins that shows nothing, neither that a candidate is right nor that it is wrong."""
+
+BLIND = "is NaN or infinite on every probe"
+"""Why an output of which no element could be compared is not proved: its ratio of 0 is that of no errors at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,7 @@ class _Sums:
     """Sums of squares over the probes of one family: of the truth, and of the errors of each contestant."""
 
     size: int = 0
+    elements: int = 0
     squares: dict[str, float] = field(default_factory=dict)
     moves: dict[str, float] = field(default_factory=dict)
     channels: dict[tuple[int, int, str], Array] = field(default_factory=dict)
@@ -220,6 +228,7 @@ class Tally:
         kept = np.where(finite, truth, 0.0)
         sums = self.families.setdefault(family, _Sums())
         sums.size += int(finite.sum())
+        sums.elements += finite.size
         sums.add("truth", kept)
         contestants = {"reference": reference, "candidate": candidate}
         contestants |= {f"noise {i}": other for i, other in enumerate(noise)}
@@ -303,6 +312,12 @@ class Tally:
         """The standard deviation of the true output over all probes."""
         count, total, squares = self._moments
         return float(np.sqrt(max(squares / count - (total / count) ** 2, 0.0))) if count else 0.0
+
+    @property
+    def blind(self) -> bool:
+        """Whether no element could be compared: where the output has elements, they are all NaN or infinite."""
+        sums = self.families.values()
+        return any(one.elements for one in sums) and not any(one.size for one in sums)
 
     @property
     def still(self) -> bool:

@@ -139,7 +139,7 @@ def optimize(
         return Result(restore_kind(original, source), report)
     model, report = prove(original, target, verify_budget=verify_budget, data=data, **settings)
     if report.parity is not None and not report.parity.passed:
-        error = ParityError(f"the result does not compute what the original computes: {report.parity.reason}")
+        error = ParityError(report.parity.against("original"))
         error.add_note("run with verify=False to look at the result")
         raise error
     return Result(restore_kind(model, source), report)

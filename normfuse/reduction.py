@@ -20,6 +20,7 @@ from normfuse.culprits import minimal
 from normfuse.cut import Case
 from normfuse.divergence import Compared, Divergence
 from normfuse.errors import NormfuseError
+from normfuse.metric import UNJUDGED
 from normfuse.model import Source, load
 from normfuse.passes.journal import Journal
 from normfuse.pipeline import Settings, prove, rewrite
@@ -166,6 +167,8 @@ def reduce(
         return Reduction(parity, changed=len(made or ()), changes=None if made is None else ())
     if signature_difference(original, model):
         return Reduction(parity, parity.reason, notes=("models of other inputs or outputs cannot be reduced",))
+    if parity.reason.startswith(UNJUDGED):
+        return Reduction(parity, parity.reason)
     say("looking for a probe that fails")
     contest = Contest(original, model, where, stand_in=candidate is None)
     deck, _ = deck_of(contest, data, shapes)

@@ -33,7 +33,7 @@ from normfuse.contest import Array, Contest, signature_difference
 from normfuse.errors import NormfuseError, ParityError
 from normfuse.foreign import Foreign
 from normfuse.judging import Deck, Judgement, judge
-from normfuse.metric import OutputParity
+from normfuse.metric import BLIND, UNJUDGED, OutputParity
 from normfuse.model import Source, load
 from normfuse.probes import data_probes, plan
 from normfuse.randomness import unprovable
@@ -65,6 +65,11 @@ class Parity:
     probes: int = 0
     reason: str = ""
     worst: tuple[Worst, ...] = ()
+
+    def against(self, title: str) -> str:
+        """Why it failed, as what is said of a result that was made of `title`."""
+        judged = not self.reason.startswith(UNJUDGED)
+        return f"the result does not compute what the {title} computes: {self.reason}" if judged else self.reason
 
     @property
     def bits_lost(self) -> float:
@@ -144,7 +149,7 @@ def verify(
     if judgement.failed and are_apart(contest):
         rows = take_apart(contest, deck, judgement, seeds, budget, say)
     parity = _parity(judgement, rows, notes)
-    if not parity.passed:
+    if any(not row.passed for row in rows):
         say("looking for the worst elements")
         parity = replace(parity, worst=worst_elements(contest, deck, judgement, rows, seeds, budget))
     return parity
@@ -167,18 +172,27 @@ def require(parity: Parity) -> None:
 def _parity(judgement: Judgement, outputs: Sequence[OutputParity], notes: list[str]) -> Parity:
     """The verdict on all outputs."""
     judged = {name for name, _ in judgement.tallies}
-    moving = {name for (name, _), tally in judgement.tallies.items() if not tally.still}
+    moving = {name for (name, _), tally in judgement.tallies.items() if not tally.still and not tally.blind}
     inner = {output: f"; judged as {title!r}" for title, output in judgement.contest.owners.items() if title in moving}
     for name in judgement.contest.outputs:
         if name in judged - moving:
             notes.append(f"the probes do not move output {name!r}" + inner.get(name, ""))
     failed = [verdict for verdict in outputs if not verdict.passed]
+    outputs = [
+        replace(row, passed=False, ratio=math.inf, reason=BLIND)
+        if row.passed and (row.name, row.level) in judgement.blind
+        else row
+        for row in outputs
+    ]
+    blind = next((row for row in outputs if row.reason == BLIND), None)
     reason = judgement.failure
     if not reason and failed:
         how = "in float64" if failed[0].level == FORMULA else f"optimizer {failed[0].level}"
         reason = f"output {failed[0].name!r}, {how}: {failed[0].reason}"
+    if not reason and blind is not None:
+        reason = f"{UNJUDGED}: output {blind.name!r} {blind.reason} (give --data)"
     if not reason and not judgement.probes:
-        reason = "nothing could be judged: the reference ran on no probe"
+        reason = f"{UNJUDGED}: the reference ran on no probe"
     ratio = math.inf if judgement.failure or not outputs else max(verdict.ratio for verdict in outputs)
     everything = tuple(dict.fromkeys([*notes, *judgement.notes]))
     return Parity(not reason, ratio, tuple(outputs), everything, judgement.judged_by, judgement.probes, reason)

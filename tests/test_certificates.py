@@ -146,6 +146,22 @@ def test_without_time_nothing_is_judged() -> None:
     assert "budget" in found[0].reason
 
 
+def test_what_is_nan_throughout_is_not_judged() -> None:
+    text = "(float[N,3] x) => (float[N,3] y) {{ s = Add(x, far) y = {}(s) }}"
+    before, after = (load(build(text.format(name), far=np.float32(-1e5))) for name in ("Log", "Sqrt"))
+    found = certify(before, after)
+    assert (found.verdict, found.reason) == ("not judged", "its value 'y' is NaN or infinite on every probe")
+
+
+def test_what_is_nan_throughout_is_refused() -> None:
+    """Its changes cannot be judged, alone or together: the result is not given out."""
+    text = "(float[N,3] x) => (float[N,3] y) { s = Add(x, far) l = Log(s) u = Mul(l, c) v = Mul(u, c) y = Relu(v) }"
+    model = build(text, far=np.float32(-1e5), c=np.float32(3.0))
+    with pytest.raises(ParityError, match=r"^nothing could be judged: output .y. is NaN"):
+        pipeline.optimize(model, verify=True)
+    assert pipeline.optimize(model, verify=True, data={"x": np.full((2, 3), 2e5, np.float32)}).report.changes
+
+
 def wrong_bias(law: Callable[[deal.Offer], Any]) -> Callable[[deal.Offer], Any]:
     """A law that forgets the shift."""
 

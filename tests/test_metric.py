@@ -128,6 +128,17 @@ def test_infinities_must_be_those_of_the_original_or_the_truth() -> None:
         assert tally.verdict("disabled").passed is passes
 
 
+def test_an_output_without_a_finite_element_is_blind() -> None:
+    strange = np.array([[np.nan, np.inf]], np.float32)
+    tally = Tally("y", "float32", FLOAT)
+    tally.add("empty", strange[:0], strange[:0], strange[:0])
+    assert not tally.blind  # it has no elements, of which each could be compared
+    tally.add("a", strange, strange, strange)
+    assert tally.blind
+    tally.add("b", *[np.array([[np.nan, 1.0]], np.float32)] * 3)
+    assert not tally.blind
+
+
 def test_doubt_needs_an_error_that_conditioning_does_not_explain() -> None:
     y = truth()
     plain, moved = off(y, 1e-2, 1), off(y, 1e-2, 2)

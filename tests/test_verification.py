@@ -206,6 +206,35 @@ def test_a_nan_that_the_original_has_passes() -> None:
     assert verify(reference, reference, seeds=1).passed
 
 
+@pytest.mark.parametrize("told", ["u = Identity (l)", "u = Mul (l, two)"])
+def test_where_all_is_nan_nothing_is_proved(told: str) -> None:
+    """Log(x − 1e5) is NaN wherever probes reach: what stands behind it may be right or wrong."""
+    weights = {"far": np.full(1, -1e5, np.float32), "two": np.full(1, 2.0, np.float32)}
+    text = "s = Add (x, far) l = Log (s) {} y = Identity (u)"
+    reference, candidate = model(text.format("u = Identity (l)"), weights), model(text.format(told), weights)
+    parity = verify(reference, candidate, seeds=1)
+    assert not parity.passed
+    assert parity.reason == "nothing could be judged: output 'y' is NaN or infinite on every probe (give --data)"
+    assert parity.to_dict()["ratio"] is None
+    seen = verify(reference, candidate, seeds=1, data={"x": np.full((2, 4, 6, 6), 2e5, np.float32)})
+    assert seen.passed is ("Mul" not in told)
+    assert not seen.reason.startswith("nothing")
+
+
+def test_a_nan_without_inputs_is_all_there_is() -> None:
+    constant = build("() => (float[2] y) { y = Log(c) }", c=np.array([-1.0, -2.0], np.float32))
+    assert verify(constant, constant, seeds=1).passed
+
+
+def test_one_of_two_outputs_that_is_all_nan_fails() -> None:
+    weights = {"far": np.full(1, -1e5, np.float32)}
+    text = "s = Add (x, far) z = Log (s) y = Relu (x)"
+    reference = model(text, weights, outputs="float y, float z")
+    parity = verify(reference, reference, seeds=1)
+    assert [(row.name, row.passed) for row in parity.outputs] == [("y", True), ("z", False)] * 2
+    assert "'z' is NaN" in parity.reason
+
+
 def test_one_wrong_channel_of_many_fails() -> None:
     weights = {"g": np.linspace(1, 2, 512, dtype=np.float32).reshape(1, 512, 1)}
     wrong = {"g": weights["g"].copy()}
