@@ -15,6 +15,7 @@ from rich.table import Table
 from normfuse.report import Certificate, Change, Counts, Refusal, Report
 from normfuse.tables import nameless as _nameless
 from normfuse.tables import print_table as _print
+from normfuse.tables import printable as _printable
 from normfuse.tables import table as _table
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def print_report(report: Report, rules: "Mapping[str, Rule]", *, verbose: bool =
     if report.refusals:
         _print_refusals(report.refusals, verbose)
     if report.certificates:
-        print(_certified(report.certificates))
+        print(_printable(_certified(report.certificates)))
     if report.parity is not None:
         print_parity(report.parity, table=verbose or not report.parity.passed)
 
@@ -147,15 +148,15 @@ def print_parity(parity: "Parity", *, table: bool = True) -> None:
         _print(_outputs(parity))
     judge = {"oracle": "the float64 oracle", "noise": "the original's own noise"}[parity.judged_by]
     verdict = "passed" if parity.passed else f"FAILED: {parity.reason}"
-    print(f"parity {verdict}")
+    print(_printable(f"parity {verdict}"))
     print(
         f"  error ratio {parity.ratio:.2f} (at most 2 passes; {parity.bits_lost:.1f} bits lost), "
         f"judged by {judge} on {parity.probes} probes"
     )
     for worst in parity.worst:
-        print(f"  worst element, optimizer {worst.level}: {worst}")
+        print(_printable(f"  worst element, optimizer {worst.level}: {worst}"))
     for note in parity.notes:
-        print(f"  note: {note}")
+        print(_printable(f"  note: {note}"))
 
 
 def _outputs(parity: "Parity") -> Table:

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,13 +14,23 @@ LONGEST_DIM = 16
 LONGEST_NAME = 28
 """Characters of a name in a table on a terminal."""
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""What moves the cursor, starts a line or an order to the terminal, or turns the direction of writing."""
+
 PIPE_WIDTH = 4096
 """Columns of an output that is no terminal: nothing is wrapped or cut there, so that it can be searched."""
 
 
+class _OneLineCells(Table):
+    """A table whose cells hold names of a model, which may hold anything."""
+
+    def add_row(self, *cells: Any, **settings: Any) -> None:
+        super().add_row(*(printable(cell) if isinstance(cell, str) else cell for cell in cells), **settings)
+
+
 def table(*columns: str) -> Table:
     """An empty table; a column whose title starts with `>` is aligned to the right."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    made = _OneLineCells(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         made.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
     return made
@@ -31,6 +42,11 @@ def print_table(made: Table) -> None:
     with console.capture() as captured:
         console.print(made)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
+
+
+def printable(text: str) -> str:
+    """A text on one line, in which control characters are written as Python escapes them."""
+    return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 def width() -> int | None:

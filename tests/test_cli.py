@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -675,3 +677,16 @@ finally:
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stderr == "[]\n"
     assert process.stdout.startswith("normfuse" if arguments == ["--version"] else "Usage:")
+
+
+def test_names_of_a_model_give_the_terminal_no_orders() -> None:
+    nasty = "y\x1b[31m\n::error::x\x9b\u2028\u202e é"
+    made = tables.table("name")
+    made.add_row(nasty)
+    failed = Parity(False, 3.0, (), notes=(nasty,), reason=nasty)
+    escaped = r"y\x1b[31m\n::error::x\x9b\u2028\u202e é"
+    for shown in (made, failed):
+        with redirect_stdout(StringIO()) as out:
+            console.print_parity(shown) if isinstance(shown, Parity) else tables.print_table(shown)
+        assert escaped in out.getvalue()
+        assert not set(out.getvalue()) & set("\x1b\x9b\u2028\u202e")
