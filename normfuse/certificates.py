@@ -220,6 +220,8 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Certificate]]:
         content = json.loads(text)
         if not all(key in content for key in _FIELDS):
             raise ValueError("fields are missing")
+        if content.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"its schema_version is {content.get('schema_version')}, not {SCHEMA_VERSION}")
         if not content["settings"].keys() <= _SETTINGS:
             raise ValueError("it has settings that are not known")
         return content, [Certificate.from_dict(fields) for fields in content["certificates"]]

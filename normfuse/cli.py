@@ -180,6 +180,8 @@ def optimize(
         if tuner is not None:
             click.echo(tuner)
         click.echo(_closing_line(written, passed, dry_run, check, len(report.changes)))
+        if not passed and report.changes:
+            click.echo(f"`normfuse reduce {model}` finds the changes that are to blame; --ignore RULE leaves them out")
     end(passed and not (check and report.changes))
 
 

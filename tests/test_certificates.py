@@ -317,6 +317,7 @@ WRONG = {
     "other steps": (edited(lambda content: content["certificates"][0].update(nodes=["zz"])), 1, "the steps lead to"),
     "other settings": (edited(lambda content: content["settings"].update(ignore=["layer-norm"])), 1, "the steps"),
     "no certificates": (edited(lambda content: content.pop("certificates")), 2, "no file of certificates"),
+    "schema": (edited(lambda content: content.update(schema_version=99)), 2, "its schema_version is 99, not 1"),
     "no JSON": (lambda folder: (folder / "c.json").write_text("{"), 2, "no file of certificates"),
     "missing": (lambda folder: (folder / "c.json").unlink(), 2, "c.json"),
 }
