@@ -82,8 +82,9 @@ def assert_near(model: onnx.ModelProto, optimized: onnx.ModelProto) -> None:
         np.testing.assert_allclose(found[name], wanted, rtol=tolerance, atol=tolerance * scale, err_msg=name)
 
 
-def powered(exponent: float) -> str:
-    return f"m = ReduceMean<axes=[-1]>(x) d = Sub(x, m) q = Pow(d, p) v = ReduceMean<axes=[-1]>(q) {ROOT} y = Div(d, r)"
+def powered(base: str = "d") -> str:
+    mean = "m = ReduceMean<axes=[-1]>(x) d = Sub(x, m) w = Abs(d)"
+    return f"{mean} q = Pow({base}, p) v = ReduceMean<axes=[-1]>(q) {ROOT} y = Div(d, r)"
 
 
 def opset18(axes: str = "", **attributes: int) -> str:
@@ -94,10 +95,10 @@ def opset18(axes: str = "", **attributes: int) -> str:
 
 
 LOOK_ALIKES = (
-    Trap("the fourth power is no variance", f"{ROWS} {{ {powered(4)} }}", "", E5 | {"p": np.float32(4)}),
-    Trap("the third power is no variance", f"{ROWS} {{ {powered(3)} }}", "",
+    Trap("the fourth power is no variance", f"{ROWS} {{ {powered()} }}", "", E5 | {"p": np.float32(4)}),
+    Trap("the third power is no variance", f"{ROWS} {{ {powered()} }}", "",
          {"e": np.float32(30), "p": np.float32(3)}),
-    Trap("the power one and a half is no variance", f"{ROWS} {{ u = Relu(x) k = Add(u, e) {powered(1.5)} }}", "",
+    Trap("the power two and a half is no variance", f"{ROWS} {{ {powered('w')} }}", "",
          {"e": np.float32(9), "p": np.float32(2.5)}),
     Trap("keepdims=0 on a square broadcasts along the other axis", SQUARE + " { m = ReduceMean<axes=[1], keepdims=0>(x)"
          f" d = Sub(x, m) q = Mul(d, d) v = ReduceMean<axes=[1], keepdims=0>(q) {ROOT} y = Div(d, r) }}"),
