@@ -1,10 +1,6 @@
 """Our models as ONNX, by both exporters of torch, with their BatchNormalizations folded by torch or kept."""
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +8,7 @@ import onnx
 import torch
 
 from models.entry import Entry
+from normfuse.capture import quiet
 from normfuse.errors import ExportError
 
 Exporter = Literal["dynamo", "torchscript"]
@@ -89,16 +86,3 @@ def _torchscript(entry: Entry, names: list[str], opset: int, dynamic: bool, keep
             do_constant_folding=not keep_bn,
         )
         return onnx.load(path)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences what the exporters warn and log about themselves."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -99,7 +99,7 @@ def capture(
         ExportError: torch cannot export it.
     """
     try:
-        with _quiet(), _weights_at_once(module):
+        with quiet(), _weights_at_once(module):
             program = torch.onnx.export(
                 module,
                 args,
@@ -175,7 +175,7 @@ def _weights_at_once(module: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps torch from warning about and logging what it does."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

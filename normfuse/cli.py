@@ -19,6 +19,7 @@ from normfuse.cli_reduce import reduce
 from normfuse.errors import NormfuseError
 from normfuse.interrupts import end_at_once
 from normfuse.options import (
+    BUDGET,
     DATA,
     FREEZE,
     IGNORE,
@@ -27,6 +28,7 @@ from normfuse.options import (
     SHAPE,
     TARGET,
     THREADS,
+    VERIFY_BUDGET,
     Shapes,
     complete_rule,
     read_arrays,
@@ -78,14 +80,7 @@ def main() -> None:
 @click.option("--dry-run", is_flag=True, help="Write nothing; print what would be done.")
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if something would be changed.")
 @click.option("--verify/--no-verify", default=None, help="Prove the result. [default: yes, but not with --check]")
-@click.option(
-    "--verify-budget",
-    type=click.FloatRange(min=0),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Computing time for the proof.",
-)
+@VERIFY_BUDGET
 @click.option("--certificates", type=click.Path(), metavar="FILE.json", help="Save the proof of each change there.")
 @DATA
 @SHAPE
@@ -255,14 +250,7 @@ def inspect(
 @click.argument("candidate", type=click.Path())
 @click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Who runs them.")
 @click.option("--seeds", type=click.IntRange(min=1), default=2, show_default=True, help="Sets of random inputs.")
-@click.option(
-    "--budget",
-    type=click.FloatRange(min=0),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Computing time for the proof.",
-)
+@BUDGET
 @click.option(
     "--certificates",
     type=click.Path(),

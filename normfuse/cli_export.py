@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from normfuse.errors import ParityError
-from normfuse.options import DATA, IGNORE, SELECT, SHAPE, TARGET, THREADS, Shapes, read_arrays
+from normfuse.options import (
+    DATA,
+    IGNORE,
+    SELECT,
+    SHAPE,
+    TARGET,
+    THREADS,
+    VERIFY_BUDGET,
+    Shapes,
+    read_arrays,
+)
 from normfuse.verb import Verb, end, print_json
 
 if TYPE_CHECKING:
@@ -52,14 +62,7 @@ def read_examples(ctx: click.Context, param: click.Parameter, values: tuple[str,
 @IGNORE
 @click.option("--optimize/--no-optimize", default=True, help="Optimize for the target. [default: yes]")
 @click.option("--verify/--no-verify", default=True, help="Prove the result against the module. [default: yes]")
-@click.option(
-    "--verify-budget",
-    type=click.FloatRange(min=0),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Time for the proof.",
-)
+@VERIFY_BUDGET
 @click.option("--layers", is_flag=True, help="Compare the outputs of the module's parts one by one, too.")
 @DATA
 @SHAPE

@@ -8,7 +8,19 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from normfuse.options import DATA, FREEZE, IGNORE, OPSET, SELECT, SHAPE, TARGET, THREADS, Shapes, read_arrays
+from normfuse.options import (
+    BUDGET,
+    DATA,
+    FREEZE,
+    IGNORE,
+    OPSET,
+    SELECT,
+    SHAPE,
+    TARGET,
+    THREADS,
+    Shapes,
+    read_arrays,
+)
 from normfuse.verb import Verb, end, print_json
 
 _OPTIMIZING = ("target", "threads", "opset", "select", "ignore", "freeze")
@@ -35,14 +47,7 @@ _COMPARING = ("provider", "seeds")
 @FREEZE
 @click.option("--provider", type=click.Choice(["cpu", "cuda"]), help="Who runs MODEL and CANDIDATE. [default: cpu]")
 @click.option("--seeds", type=click.IntRange(min=1), default=2, show_default=True, help="Sets of random inputs.")
-@click.option(
-    "--budget",
-    type=click.FloatRange(min=0),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Time for the proof.",
-)
+@BUDGET
 @DATA
 @SHAPE
 @click.option("-v", "--verbose", is_flag=True, help="Show every value, not only those near the first that diverges.")

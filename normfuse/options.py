@@ -88,6 +88,15 @@ THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads th
 TARGET = click.option(
     "--target", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="Where it will run."
 )
+_SECONDS: dict[str, Any] = {
+    "type": click.FloatRange(min=0),
+    "default": 60.0,
+    "show_default": True,
+    "metavar": "SECONDS",
+    "help": "Computing time for the proof.",
+}
+BUDGET = click.option("--budget", **_SECONDS)
+VERIFY_BUDGET = click.option("--verify-budget", **_SECONDS)
 OPSET = click.option("--opset", type=click.IntRange(min=1), metavar="N", help="Raise the model's opset to N first.")
 SELECT = click.option(
     "--select",

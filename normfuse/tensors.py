@@ -147,9 +147,6 @@ def _array(tensor: ir.TensorProtoTensor) -> np.ndarray:
         ) from error
 
 
-_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
-
-
 def first_cause(error: BaseException) -> str:
     """The message of the error that others were raised from, or while it was handled, as one line."""
     while (earlier := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:

@@ -174,7 +174,7 @@ def _plain(entry: "Entry", args: Any, dynamic: Any, plan: Plan, path: Path) -> C
     """What torch.onnx writes; None where it cannot."""
     import torch
 
-    from models.export import quiet
+    from normfuse.capture import quiet
     from normfuse.exporting import nested_shapes
 
     module = entry.module()

@@ -1,6 +1,5 @@
 """Where two libraries run the two models: what a library rounds is told apart from what is wrong with a candidate."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,7 @@ torch = pytest.importorskip("torch")
 nn = torch.nn
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors on many threads spend their time waiting where the machine has other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Law(nn.Module):  # type: ignore[misc, name-defined]  # torch may be missing

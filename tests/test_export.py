@@ -3,7 +3,6 @@
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +62,7 @@ ROWS: dict[str, tuple[Any, nn.Module, str, int]] = {
 """For each row of the table: a module, what it becomes, and the first opset that has that operator."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors on many threads cost more than they take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Each(nn.Module):

@@ -1,6 +1,5 @@
 """The nets that made each norm known, and the table of their exports."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,13 +41,7 @@ NORMS = {
 """The layer that each net is known for; AdaIN and ConvNeXt write theirs themselves."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors on many threads cost more than they take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("entry", KNOWN.values(), ids=KNOWN)
