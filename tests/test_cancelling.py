@@ -8,6 +8,7 @@ import pytest
 
 import normfuse
 from normfuse.affine import Affine
+from normfuse.passes.cancelling import check_parting, is_exact
 from normfuse.pipeline import rewrite
 from normfuse.runtime import session
 from normfuse.verification import verify
@@ -109,11 +110,20 @@ def test_the_proof_sees_a_mask_that_lost_what_it_is_added_to(weight: float) -> N
 
 
 def test_a_map_of_small_shift_is_parted_without_a_look_at_the_graph() -> None:
-    from normfuse.passes.cancelling import check_parting
-
     unread = ir.Value(name="x")
     check_parting(unread, Affine.of(None, 3.0, 30.0))
     check_parting(unread, Affine.of(None, -1.0, 200.0))
     for scale, shift in ((3.0, 40.0), (1.0, 300.0)):
         with pytest.raises(Exception, match="may cancel"):
             check_parting(unread, Affine.of(None, scale, shift))
+
+
+def test_a_long_chain_is_exact_until_something_in_it_is_rounded() -> None:
+    for first, exact in (("Abs", True), ("Sigmoid", False)):
+        value = ir.node(first, [ir.Value(name="x")]).outputs[0]
+        for _ in range(100):
+            value = ir.node("Relu", [value]).outputs[0]
+        assert is_exact(value) is exact
+    for _ in range(300):
+        value = ir.node("Relu", [value]).outputs[0]
+    assert is_exact(value), "what lies too far away is not known"
