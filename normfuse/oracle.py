@@ -16,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from normfuse.kernels import KERNELS, RANDOM, Kernel
+from normfuse.kernels_control import CONTROL
 from normfuse.kernels_spatial import Array, Call
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -28,7 +29,8 @@ class _Evaluator(ReferenceEvaluator):
     """onnx's evaluator with the operators of `KERNELS`, which it does not hand on to the bodies of functions itself."""
 
     def __init__(self, proto: Any, **options: Any) -> None:
-        options["new_ops"] = options.get("new_ops") or [_operator(*key, kernel) for key, kernel in KERNELS.items()]
+        own = [*CONTROL, *(_operator(*key, kernel) for key, kernel in KERNELS.items())]
+        options["new_ops"] = options.get("new_ops") or own
         super().__init__(proto, **options)
 
 
