@@ -4,7 +4,7 @@ A row stands here for one of these reasons:
 
 - the reference is wrong: BatchNormalization below opset 14 (runs in training mode), Erf (rounds to float32), LRN (loops
   over the batch), ConvTranspose with groups, Softmax below opset 13, DequantizeLinear of int32, pools with ceil_mode,
-  GlobalMaxPool but of four dimensions, GatherElements of one row, OneHot of a depth in brackets;
+  GlobalMaxPool but of four dimensions, GatherElements of one row, OneHot of a depth in brackets, STFT of (N, length);
 - the reference stays in float32: MeanVarianceNormalization, GroupNormalization, Gelu;
 - the reference has none: opset-specific and com.microsoft operators, LSTM in two directions, stash types;
 - the reference takes minutes on a real model: Conv, pools, Resize.
@@ -18,7 +18,7 @@ from math import prod
 
 import numpy as np
 
-from normfuse.kernels_recurrent import gru, lstm, sigmoid
+from normfuse.kernels_recurrent import gru, lstm, sigmoid, stft
 from normfuse.kernels_spatial import (
     Array,
     Call,
@@ -324,6 +324,7 @@ KERNELS: dict[tuple[str, str], Kernel] = {
     ("", "RMSNormalization"): rms_normalization,
     ("", "Resize"): resize,
     ("", "SimplifiedLayerNormalization"): rms_normalization,
+    ("", "STFT"): stft,
     ("", "Softmax"): softmax,
     ("", "Upsample"): upsample,
     ("com.microsoft", "BiasGelu"): bias_gelu,

@@ -38,7 +38,7 @@ class Loop(_Body):
     ) -> tuple[Any, ...]:
         limit = None if limit is None else int(np.asarray(limit).reshape(()))
         alive = True if condition is None else bool(np.asarray(condition).reshape(()))
-        current, rounds = list(states), []
+        current, rounds = list(states), list[Any]()
         while alive and (limit is None or len(rounds) < limit):
             inputs = (np.int64(len(rounds)).reshape(()), np.asarray(True), *current)
             going, *results = self._round(context or {}, inputs, attributes)

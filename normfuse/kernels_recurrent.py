@@ -1,4 +1,4 @@
-"""LSTM and GRU in float64, in one or two directions: the kernels of the oracle that look at time."""
+"""LSTM and GRU in one or two directions, STFT: the kernels of the oracle that look at time, in float64."""
 
 from collections.abc import Callable
 from typing import Any
@@ -123,3 +123,13 @@ def gru(
 
     state = [_initial(hidden, (directions, x.shape[1], size), layout)]
     return _recurrent(call, x, lengths, directions, state, step)[: call.outputs]
+
+
+def stft(call: Call, x: Array, step: Array, window: Array | None = None, length: Array | None = None) -> Outputs:
+    """STFT: the spectrum of each frame of a signal (N, T), (N, T, 1) or (N, T, 2), as (N, frames, bins, 2)."""
+    size = int(np.asarray(length).reshape(())) if length is not None else x.shape[1] if window is None else window.size
+    signal = x[..., 0] + 1j * x[..., 1] if x.ndim == 3 and x.shape[2] == 2 else x.reshape(x.shape[:2])
+    frames = np.lib.stride_tricks.sliding_window_view(signal, size, axis=1)[:, :: int(np.asarray(step).reshape(()))]
+    spectrum = np.fft.fft(frames if window is None else frames * window, axis=-1)
+    bins = size // 2 + 1 if call.get("onesided", 1) else size
+    return (np.stack([spectrum[..., :bins].real, spectrum[..., :bins].imag], axis=-1),)

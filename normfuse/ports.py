@@ -21,6 +21,9 @@ _CHANNELS = (3, 1, 4, 8)
 _USUAL_IMAGE, _USUAL_SEQUENCE = 224, 128
 """What models are mostly used at."""
 
+_LONG = 64
+"""Windows above this tell that a model reads a signal."""
+
 _FIXED, _LARGEST_RANK = 6, 8
 """So many sizes that Reshapes fix are tried; a constant of more elements is no shape."""
 
@@ -38,12 +41,14 @@ class Port:
         dtype: of its elements.
         dims: for each axis its size, or the key of a dynamic dimension.
         limit: for integers the number of values it may take, 2 where nothing says.
+        asked: for integers the numbers that the model compares it with, such as the sampling rates that it knows.
     """
 
     name: str
     dtype: ir.DataType
     dims: tuple[int | str, ...]
     limit: int = 2
+    asked: tuple[int, ...] = ()
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         """Its shape once the dynamic dimensions have sizes."""
@@ -66,7 +71,7 @@ def port_of(value: ir.Value, shapes: Mapping[str, Sequence[int] | int]) -> Port:
         raise NormfuseError(f"input {name!r} is {dtype or 'no tensor'}: give data to verify with")
     given = shapes.get(name)
     if given is not None and not isinstance(given, int):
-        return Port(name, dtype, tuple(given), _limit(value))
+        return Port(name, dtype, tuple(given), _limit(value), _asked(value))
     if value.shape is None:
         raise NormfuseError(f"input {name!r} has no shape: give shapes or data to verify with")
     dims: list[int | str] = []
@@ -79,7 +84,7 @@ def port_of(value: ir.Value, shapes: Mapping[str, Sequence[int] | int]) -> Port:
         key = symbol if symbol and symbol not in ("?", "-1") else f"{name}[{axis}]"
         size = shapes.get(key)
         dims.append(size if isinstance(size, int) else key)
-    return Port(name, dtype, tuple(dims), _limit(value))
+    return Port(name, dtype, tuple(dims), _limit(value), _asked(value))
 
 
 def is_float_type(dtype: ir.DataType) -> bool:
@@ -111,6 +116,21 @@ def _limit(value: ir.Value) -> int:
                 if depth is not None:
                     limits.append(int(depth.numpy().reshape(-1)[0]))
     return min(limits, default=2)
+
+
+def _asked(value: ir.Value) -> tuple[int, ...]:
+    """The integers that an integer input is compared with."""
+    if value.dtype is None or not value.dtype.is_integer():
+        return ()
+    others = [
+        other
+        for node, _ in value.uses()
+        if node.op_type == "Equal"
+        for other in node.inputs
+        if other is not None and other is not value
+    ]
+    tensors = [tensor for other in others if (tensor := ir.convenience.get_const_tensor(other)) is not None]
+    return tuple(sorted({int(tensor.numpy().reshape(())) for tensor in tensors if tensor.size == 1}))
 
 
 def _size(table: ir.Value | None, axis: int) -> int | None:
@@ -148,6 +168,52 @@ def fixed_sizes(model: ir.Model) -> tuple[int, ...]:
                 if shape is not None and shape.dtype == ir.DataType.INT64 and shape.size <= _LARGEST_RANK:
                     counts.update({int(size) for size in shape.numpy().reshape(-1) if size > 1})
     return tuple(size for size, _ in counts.most_common(_FIXED))
+
+
+def longest_window(model: ir.Model) -> int:
+    """The longest window that a model slides along a signal, or mirrors at its ends; 0 where it has none above 64.
+
+    Exporters of speech models leave the length of their input open, but a window has to fit into it.
+    """
+    lengths = [length for nodes in _node_lists(model) for node in nodes for length in _windows(node)]
+    return max((length for length in lengths if length > _LONG), default=0)
+
+
+def _node_lists(model: ir.Model) -> Iterator[Iterator[ir.Node]]:
+    yield model.graph.all_nodes()
+    for function in model.functions.values():
+        yield function.all_nodes()
+
+
+def _windows(node: ir.Node) -> Iterator[int]:
+    """The lengths of the windows of a node that goes along one axis."""
+    match node.op_type:
+        case "Conv" if len(node.inputs) > 1 and (weight := node.inputs[1]) is not None and weight.shape is not None:
+            if len(weight.shape) == 3 and isinstance(size := weight.shape[2], int):
+                yield size
+        case "STFT" | "DFT":
+            # of STFT the window and its length, of DFT the length that its input is cut or filled to
+            for value in node.inputs[2:4] if node.op_type == "STFT" else node.inputs[1:2]:
+                tensor = None if value is None else ir.convenience.get_const_tensor(value)
+                if tensor is not None:
+                    yield int(tensor.size if tensor.size > 1 else tensor.numpy().reshape(()))
+                elif value is not None and value.shape is not None and len(value.shape) == 1:
+                    yield size if isinstance(size := value.shape[0], int) else 0
+        case "Pad" if node.attributes.get_string("mode", "constant") == "reflect" and len(node.inputs) > 1:
+            pads = None if node.inputs[1] is None else ir.convenience.get_const_tensor(node.inputs[1])
+            if pads is not None and 0 < pads.size <= _LARGEST_RANK:
+                yield int(pads.numpy().max())
+
+
+def signal_sizes(port: Port, axis: int, window: int) -> tuple[int, ...]:
+    """Lengths into which a long window fits, for an axis that may be time; empty where it is not."""
+    return (2 * window, 4 * window, window, 3 * window) if window and axis > 0 and len(port.dims) < 4 else ()
+
+
+def may_be_batch(port: Port, axis: int) -> bool:
+    """Whether an axis may stand for the batch though it is not the first: that of a state, (layers, batch, width)."""
+    dims = port.dims
+    return axis == 1 and len(dims) == 3 and isinstance(dims[0], int) and isinstance(dims[2], int)
 
 
 def timing_candidates_of(port: Port, axis: int) -> tuple[int, ...]:

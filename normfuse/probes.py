@@ -35,8 +35,11 @@ from normfuse.ports import (
     fixed_sizes,
     inputs_of,
     is_float_type,
+    longest_window,
+    may_be_batch,
     port_of,
     second_sizes,
+    signal_sizes,
     timing_candidates_of,
 )
 
@@ -146,18 +149,25 @@ def plan(
                 f"there is no input {name!r} to give a shape to; the model has {', '.join(sorted(known))}"
             )
     candidates: dict[str, tuple[int, ...]] = {}
+    window, states = longest_window(model), set[str]()
     for port in ports:
         for axis, dim in enumerate(port.dims):
             if isinstance(dim, str):
-                candidates.setdefault(dim, candidates_of(port, axis))
+                candidates.setdefault(dim, (*signal_sizes(port, axis, window), *candidates_of(port, axis)))
+                states |= {dim} if may_be_batch(port, axis) else set()
     batch = {dim for dim, sizes in candidates.items() if sizes == BATCH}
     fixed = fixed_sizes(model)
-    attempts = [candidates]
+    attempts = [(candidates, batch)]
     if fixed and candidates:
         mixed = {dim: (*own, *fixed) if own == BATCH else (*fixed, *own) for dim, own in candidates.items()}
-        attempts.append(mixed)
-    base = next((sizes for some in attempts for sizes in combinations(some) if _takes(ports, sizes, accepts)), None)
-    if base is None:
+        attempts.append((mixed, batch))
+    if states - batch:
+        attempts.append((candidates | dict.fromkeys(states, BATCH), batch | states))
+    found = next(
+        ((sizes, first) for some, first in attempts for sizes in combinations(some) if _takes(ports, sizes, accepts)),
+        None,
+    )
+    if found is None:
         tried = ", ".join(candidates)
         if not tried:
             sizes = ", ".join(f"{port.name} {'×'.join(map(str, port.shape({}))) or 'a scalar'}" for port in ports)
@@ -166,6 +176,7 @@ def plan(
             f"the model took no sizes of its dynamic dimensions ({tried}) that were tried; "
             "give shapes (--shape NAME=1x3x224x224), or data (--data)"
         )
+    base, batch = found
     others: dict[str, Sizes] = {}
     if batch and _takes(ports, larger := base | dict.fromkeys(batch, 3), accepts):
         others["batch 3"] = larger
@@ -325,7 +336,9 @@ def _draw(port: Port, shape: tuple[int, ...], law: str, rng: np.random.Generator
         z = rng.standard_normal(shape)
         values = _binary(rng, z) if law in _BINARY else _FAMILIES[law](rng, z) if z.ndim else z
         return values.astype(port.dtype.numpy())
-    if port.limit == 2 or port.dtype == ir.DataType.BOOL:
+    if port.asked and prod(shape) == 1 and rng.random() < 0.5:
+        values = np.full(shape, rng.choice(port.asked))
+    elif port.limit == 2 or port.dtype == ir.DataType.BOOL:
         # masks: mostly set, and never all clear but where they are conditions, which take both sides
         values = np.asarray(rng.random(shape) < 0.8)
         values[(..., slice(0, 1)) if shape else ()] = law not in _OTHER_SIDE

@@ -411,3 +411,17 @@ def test_bodies_of_functions_are_computed_by_the_same_kernels() -> None:
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     expected = (x - [5.0, 1, 2]) / np.sqrt(np.array([2.0, 3, 4]) + np.float64(np.float32(1e-5))) * [1, 2, 3] + [0, 1, 0]
     np.testing.assert_allclose(Oracle(model).run({"x": x})["y"], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("given", ["window", "length", "both"])
+@pytest.mark.parametrize(
+    ("shape", "onesided"), [((2, 60), 0), ((2, 60), 1), ((2, 60, 1), 0), ((2, 60, 1), 1), ((2, 60, 2), 0)]
+)
+def test_stft_of_real_and_complex_signals(shape: tuple[int, ...], given: str, onesided: int) -> None:
+    names = {"window": "x, step, w", "length": "x, step, , n", "both": "x, step, w, n"}[given]
+    model = parse(
+        f"g (float[{','.join(map(str, shape))}] x, float[16] w) => (float y)"
+        " { step = Constant <value_int = 5> () n = Constant <value_int = 16> ()"
+        f" y = STFT <onesided: int = {onesided}> ({names}) }}"
+    )
+    agree(model, x=draw(shape), w=draw((16,), 3))

@@ -8,7 +8,8 @@ import pytest
 from normfuse.oracle import Oracle, OracleError
 from tests.test_oracle import agree, draw, parse
 
-BODY = """<body = body (int64 i, bool going, float[1,4] h) => (bool next, float[1,4] sum, float[1,4] copy, float[2] part)
+BODY = """<body = body (int64 i, bool going, float[1,4] h)
+    => (bool next, float[1,4] sum, float[1,4] copy, float[2] part)
     <int64[1] start = {1}, int64[1] end = {3}, int64[1] axis = {1}, int64[1] first = {0}>
     {
         step = Cast <to: int = 1> (i)
@@ -42,7 +43,7 @@ def test_a_loop_stacks_what_its_rounds_return(inputs: str, rounds: int) -> None:
 
 def test_a_loop_that_never_runs_is_not_judged() -> None:
     with pytest.raises(OracleError, match="never runs"):
-        Oracle(loop()).run({"x": draw((1, 4)), "n": np.int64(0), "on": np.bool_(True)})
+        Oracle(loop()).run({"x": draw((1, 4)), "n": np.asarray(0), "on": np.asarray(True)})
 
 
 def test_a_loop_that_collects_nothing_may_never_run() -> None:

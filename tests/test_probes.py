@@ -105,6 +105,60 @@ def test_a_size_that_the_exporter_baked_in_is_found() -> None:
     assert drawn["scale 1"].inputs["x"].shape == (1, 11, 6)
 
 
+@pytest.mark.parametrize(
+    ("body", "window"),
+    [
+        ("float[8,1,256] w) => (float y) { y = Conv (x, w) }", 256),
+        ("float[8,1,9] w) => (float y) { y = Conv (x, w) }", 0),
+        ("int64 step, float[400] w) => (float y) { y = STFT (x, step, w) }", 400),
+        (
+            "int64 step) => (float y) { n = Constant <value_int = 320> () z = STFT (x, step, , n) y = Identity (z) }",
+            320,
+        ),
+        ("float w) => (float y) { n = Constant <value_int = 512> () y = DFT (x, n) }", 512),
+        (
+            "float w) => (float y) { p = Constant <value_ints = [0, 0, 200, 0, 0, 100]> ()"
+            ' y = Pad <mode = "reflect"> (x, p) }',
+            200,
+        ),
+        (
+            "bool w) => (float y) { y = If (w) <then_branch = a () => (float t) {"
+            " n = Constant <value_int = 512> () t = DFT (x, n) }, else_branch = b () => (float t) { t = Neg (x) }> }",
+            512,
+        ),
+    ],
+)
+def test_a_signal_is_as_long_as_the_windows_that_go_along_it(body: str, window: int) -> None:
+    model = ir.from_onnx_text(f'<ir_version: 8, opset_import: ["" : 17]> g (float[N,1,T] x, {body}')
+    drawn = by_family(model, shape_is(x=lambda s: s[2] >= window))
+    assert drawn["scale 1"].inputs["x"].shape[2] == (2 * window or 7)
+
+
+def test_the_batch_of_a_state_is_not_its_first_axis() -> None:
+    """A state is (layers, batch, width); what is (1, time, width) keeps its time."""
+    model = parse("float[b,c] x, float[2,n,128] state")
+    drawn = by_family(model, lambda inputs: inputs["state"].shape[1] == inputs["x"].shape[0])
+    assert drawn["scale 1"].inputs["state"].shape == (2, 1, 128)
+    assert drawn["batch 3"].inputs["state"].shape == (2, 3, 128)
+    assert by_family(parse("float[1,t,16] x"))["scale 1"].inputs["x"].shape == (1, 7, 16)
+
+
+def test_numbers_that_a_model_asks_for_are_drawn_too() -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[2] x, int64 rate, int64[4] ids) => (float y, bool pads) {
+            wanted = Constant <value_int = 16000> () fast = Equal (rate, wanted) pads = Equal (ids, wanted)
+            y = If (fast) <then_branch = a () => (float t) { t = Neg (x) }, else_branch = b () => (float t)
+                { t = Abs (x) }>
+        }"""
+    )
+    drawn = [probe.inputs for probe in plan(model, lambda inputs: True).probes(0)]
+    rates = {int(inputs["rate"]) for inputs in drawn}
+    assert 16000 in rates
+    assert len(rates) > 1
+    assert all((inputs["ids"] < 2).all() for inputs in drawn)
+
+
 def test_question_marks_are_not_one_dimension() -> None:
     drawn = by_family(parse("float[N,3,?,?] x"), shape_is(x=lambda s: s[2] == 32 and s[3] == 96))
     assert drawn["scale 1"].inputs["x"].shape == (1, 3, 32, 96)
