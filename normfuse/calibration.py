@@ -29,6 +29,7 @@ from normfuse.population import Estimator
 from normfuse.randomness import unprovable
 from normfuse.report import Counts, Refusal
 from normfuse.runtime import session
+from normfuse.storage import destination
 from normfuse.stored import statistics_of, write
 
 COMPARED = 3
@@ -105,7 +106,7 @@ def calibrate(
     report, calibrated = calibrated_of(original, read, estimator, flow, threads, progress or silent, path, scheduler)
     model = restore_kind(calibrated, source)
     if path is not None:
-        os.unlink(path)
+        os.unlink(destination(path))
     return Calibrated(model, report)
 
 

@@ -122,7 +122,7 @@ def optimize(
     for path in (output, certificates):
         if path is not None:
             check_output(path, model)
-    if certificates is not None and output is not None and os.path.abspath(certificates) == os.path.abspath(output):
+    if certificates is not None and output is not None and os.path.realpath(certificates) == os.path.realpath(output):
         raise click.UsageError("--certificates and -o name the same file")
     inputs = read_arrays(data)
 

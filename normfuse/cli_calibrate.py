@@ -126,11 +126,12 @@ def calibrate(
         if told[name]:
             raise click.UsageError(f"{'--merge' if merge else '--shard'} does not go with {name}: leave that out")
     from normfuse.model import check_output, load, save
+    from normfuse.storage import destination
 
     for path in (output, checkpoint):
         if path is not None:
             check_output(path, model)
-    if checkpoint is not None and output is not None and os.path.abspath(checkpoint) == os.path.abspath(output):
+    if checkpoint is not None and output is not None and os.path.realpath(checkpoint) == os.path.realpath(output):
         raise click.UsageError("--checkpoint and -o name the same file")
     if one_pass:
         click.echo(f"Warning: {APPROXIMATION}", err=True)
@@ -171,7 +172,7 @@ def calibrate(
                 raise NormfuseError(f"that was the last pass, and {written} no name of a model; end it with .onnx")
             save(result, written)
         if checkpoint is not None:
-            os.unlink(checkpoint)
+            os.unlink(destination(checkpoint))
     if result is None:
         where = {"pass": state.number + (not merge), "passes": state.passes, "batches": state.done or state.batches}
         if as_json:

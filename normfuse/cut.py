@@ -4,8 +4,10 @@ before.onnx   recorded values  →  the nodes of the reference  →  one value
 after.onnx    the same values  →  the nodes of the candidate  →  the same value
 """
 
+import os
 import secrets
 import shutil
+import stat
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -147,7 +149,7 @@ def write(case: Case, folder: str | Path, title: str, detail: str = "", provider
     Raises:
         NormfuseError: there is something already, or it cannot be written.
     """
-    path = check_folder(folder)
+    path = Path(os.path.realpath(check_folder(folder)))  # the end of a link, which stays
     made = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         made.mkdir()
@@ -158,6 +160,7 @@ def write(case: Case, folder: str | Path, title: str, detail: str = "", provider
         plain = {"title": _docstring(title), "detail": f"{_docstring(detail)}\n" if detail else ""}
         (made / "run.py").write_text(_RUN.format(**plain, options=options), encoding="utf-8")
         if path.is_dir():
+            made.chmod(stat.S_IMODE(path.stat().st_mode))
             path.rmdir()
         made.rename(path)
     except OSError as error:

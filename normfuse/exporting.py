@@ -12,17 +12,18 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from os import PathLike
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from normfuse import functions
 from normfuse.errors import ExportError, NormfuseError, ParityError, TargetError
+from normfuse.leftovers import folder_beside
 from normfuse.model import check_output, load, save
 from normfuse.pipeline import Result, Settings, prove, rewrite
 from normfuse.report import Counts, Report
 from normfuse.serialization import is_large
+from normfuse.storage import destination
 from normfuse.target import Target
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def export(
         _check_inputs(captured, module)
         large = is_large(captured)
         if large and path is not None:
+            check_output(path, captured)
             captured = _mapped(captured, os.fspath(path), held)
         settings: Settings = {"threads": where.threads, "select": select, "ignore": ignore, "shapes": shapes}
         settings |= {"opset": wanted if wanted > OPSETS[-1] else None}
@@ -159,8 +161,7 @@ def _mapped(captured: ir.Model, path: str, held: ExitStack) -> ir.Model:
 
     They are read from there where they are needed, so that nothing is held twice beside those of the module.
     """
-    beside = os.path.dirname(os.path.abspath(path))
-    folder = held.enter_context(TemporaryDirectory(prefix=".normfuse-", dir=beside))
+    folder = held.enter_context(folder_beside(destination(path)))
     file = os.path.join(folder, "captured.onnx")
     save(captured, file)
     return load(file)

@@ -30,7 +30,7 @@ from normfuse.serialization import (
 )
 from normfuse.signatures import validate_signatures
 from normfuse.sparse import SparseTensor, take_sparse
-from normfuse.storage import parse, read, to_bytes, validate_place, write
+from normfuse.storage import destination, parse, read, to_bytes, validate_place, write
 from normfuse.tensors import detach, external, first_cause
 from normfuse.validation import validate
 
@@ -148,11 +148,16 @@ def check_output(path: str | os.PathLike[str], source: Source | None) -> None:
     """Checks, before work starts, that a result can be written to `path` without harm to its source.
 
     Raises:
-        NormfuseError: the folder is missing or read-only, `path` is no regular file, or it is the source or its data.
+        NormfuseError: the folder is missing or read-only, `path` is no regular file, or it is the source or its data;
+            or it is a link to a folder where the data file of the result would not be found.
     """
     path = os.fspath(path)
     validate_place(path)
-    if source is None or not os.path.exists(path):
+    if source is None:
+        return
+    if _leads_elsewhere(path) and _needs_data_file(source):
+        raise _out_of_sight(path)
+    if not os.path.exists(path):
         return
     if isinstance(source, str | os.PathLike) and os.path.exists(source) and os.path.samefile(path, source):
         raise NormfuseError(f"the output {path} is the input; choose another output")
@@ -160,14 +165,32 @@ def check_output(path: str | os.PathLike[str], source: Source | None) -> None:
         raise NormfuseError(f"the output {path} holds external data of the input; choose another output")
 
 
-def _data_files(source: Source, path: str) -> set[str]:
-    """Files that hold external data of a source, as far as they can be `path`; empty where the source is no model."""
+def _leads_elsewhere(path: str) -> bool:
+    """Whether a file that is written beside the end of a link would not be beside the link."""
+    end = destination(path)
+    return end != path and not os.path.samefile(os.path.dirname(path) or os.curdir, os.path.dirname(end))
+
+
+def _out_of_sight(path: str) -> NormfuseError:
+    reason = "it is a link to another folder, and the model needs a data file, which is looked for beside the link"
+    return NormfuseError(f"cannot write {path}: {reason}; give {destination(path)} itself")
+
+
+def _needs_data_file(source: Source) -> bool:
+    """Whether the result of a source would be written with a data file beside it."""
+    if isinstance(source, ir.Model):
+        return is_large(source) or has_external(source)
+    return bool(_data_files(source, None))
+
+
+def _data_files(source: Source, path: str | None) -> set[str]:
+    """Files that hold external data of a source, as far as they can be `path`, if given; none where it is no model."""
     match source:
         case str() | os.PathLike() | bytes():
             try:
                 data = source if isinstance(source, bytes) else read(os.fspath(source))
                 folder = os.getcwd() if isinstance(source, bytes) else _folder(os.fspath(source))
-                mentioned = os.path.basename(path).encode() in data
+                mentioned = path is None or os.path.basename(path).encode() in data
                 return external_files(parse(data), folder) if mentioned else set()
             except NormfuseError:
                 return set()
@@ -182,16 +205,20 @@ def _data_files(source: Source, path: str) -> set[str]:
 def save(model: Source, path: str | os.PathLike[str]) -> None:
     """Writes a model; whatever goes wrong, nothing half-written is left and what was at `path` stays as it was.
 
+    Where `path` is a link, the file that it leads to is written, and the link stays. What is replaced hands on its
+    permissions.
+
     Large tensors go to a data file beside it where the model would be too large for protobuf (2 GiB), or where one of
     its tensors was external already. The data file gets a name that is free, so that an old model at `path` keeps its
     own data until the new one is in place; then the data file of the old one is removed.
 
     Raises:
-        NormfuseError: the file cannot be written.
+        NormfuseError: the file cannot be written, or a data file would not be found through the link.
         ModelError: the model cannot be written as ONNX.
     """
-    path = os.fspath(path)
-    validate_place(path)
+    given = os.fspath(path)
+    validate_place(given)
+    path = destination(given)
     if not isinstance(model, onnx.ModelProto | ir.Model):
         model = load(model)
     if isinstance(model, onnx.ModelProto):
@@ -202,6 +229,8 @@ def save(model: Source, path: str | os.PathLike[str]) -> None:
     if data is not None:
         write([(path, lambda file: file.write(data))], lambda: data_files(path))
     elif isinstance(model, ir.Model):
+        if _leads_elsewhere(given):
+            raise _out_of_sight(given)
         used = {os.path.realpath(tensor.path) for _, tensor in external(model)}
         write_external(model, path, lambda: [one for one in data_files(path) if os.path.realpath(one) not in used])
 

@@ -12,10 +12,11 @@ import onnx_ir as ir
 
 from normfuse import storage
 from normfuse.errors import ModelError, NormfuseError
+from normfuse.leftovers import reserve, sweep
 from normfuse.outline import external_files
 from normfuse.scaled import Folded
 from normfuse.sparse import SparseTensor, put_sparse
-from normfuse.storage import parse, read, reserve, sweep, to_bytes, write
+from normfuse.storage import parse, read, to_bytes, write
 from normfuse.tensors import constants, external, in_memory, place
 
 SMALLEST_EXTERNAL = 1024

@@ -1,8 +1,6 @@
 """Models as files: reading one with a word about what it is when it is no model, and writing it whole or not at all."""
 
 import os
-import re
-import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,6 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]  # it ships no types
 
 from normfuse.errors import ModelError, NormfuseError
+from normfuse.leftovers import TEMPORARY, hold, new_temporary, sweep, unwritable
 
 LARGEST = 2**31 - 1
 """Bytes of the largest message that protobuf can write."""
@@ -101,15 +100,23 @@ def _kind(data: bytes) -> str:
     return f"no ONNX model, or a part of one ({len(data):,} bytes); fetch or export it again"
 
 
+def destination(path: str) -> str:
+    """Where a file is written that is to be at `path`: the end of the links there, or `path` itself."""
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
 def validate_place(path: str) -> None:
-    """Checks that a file can be written at `path`.
+    """Checks that a file can be written at `path`, or where a link there leads.
 
     Raises:
-        NormfuseError: the folder is missing or not writable, or something else stands there.
+        NormfuseError: the folder is missing or not writable, something else stands there, or it is write-protected.
     """
     if not path or "\0" in path:
         raise NormfuseError(f"{path!r} is no path to write to; name a .onnx file")
-    folder = os.path.dirname(path) or os.curdir
+    end = destination(path)
+    if os.path.islink(end):
+        raise NormfuseError(f"cannot write {path}: it is a link in a circle; choose another output")
+    folder = os.path.dirname(end) or os.curdir
     if not os.path.exists(folder):
         raise NormfuseError(f"cannot write {path}: there is no folder {folder}; make it first")
     if not os.path.isdir(folder):
@@ -120,112 +127,8 @@ def validate_place(path: str) -> None:
         raise NormfuseError(f"cannot write {path}: it is no regular file; choose another output")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise NormfuseError(f"cannot write {path}: the folder {folder} is read-only; choose another output")
-
-
-TEMPORARY = re.compile(r"\.normfuse-[0-9a-f]{16}\.tmp")
-"""Names of files that are being written."""
-
-
-def reserve(path: str) -> Callable[[], None] | None:
-    """Takes a name for a file that is yet to be written.
-
-    Returns:
-        what gives it back, if no file has come to stand there; until then nobody takes it for a leftover. None where
-        the name is taken.
-
-    Raises:
-        NormfuseError: nothing can be written there.
-    """
-    try:
-        descriptor = _create(path)
-    except FileExistsError:
-        return None
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    if os.name == "nt":  # where an open file cannot be replaced
-        os.close(descriptor)
-
-    def release() -> None:
-        with suppress(OSError):
-            if os.path.getsize(path) == 0 and (os.name == "nt" or _is_at(descriptor, path)):
-                os.unlink(path)
-        if os.name != "nt":
-            os.close(descriptor)
-
-    return release
-
-
-def _create(path: str) -> int:
-    """Makes a file that is not there, and holds it.
-
-    Raises:
-        FileExistsError: it is there, or somebody took it for a leftover that very moment.
-        OSError: it cannot be made.
-    """
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
-    if not _hold(descriptor) or _is_at(descriptor, path):
-        return descriptor
-    os.close(descriptor)
-    raise FileExistsError(path)
-
-
-def _new_temporary(folder: str) -> tuple[str, int]:
-    """The path of a new temporary file, and its descriptor.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    while True:
-        path = os.path.join(folder, f".normfuse-{secrets.token_hex(8)}.tmp")
-        with suppress(FileExistsError):
-            return path, _create(path)
-
-
-def _hold(descriptor: int, wait: bool = True) -> bool:
-    """Locks a file as long as the process lives. False where another holds it, or there are no locks."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:  # some network file systems have none
-        return False
-    return True
-
-
-def _is_at(descriptor: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
-    except FileNotFoundError:
-        return False
-
-
-def sweep(folder: str, names: re.Pattern[str], empty: bool = False) -> None:
-    """Removes what killed processes left in a folder: files of such names that nobody holds.
-
-    Args:
-        folder: where to look.
-        names: what they are called.
-        empty: whether only those without content are removed.
-    """
-    folder = folder or os.curdir
-    with suppress(OSError):
-        for path in [os.path.join(folder, name) for name in os.listdir(folder) if names.fullmatch(name)]:
-            with suppress(OSError):
-                _remove_abandoned(path, empty)
-
-
-def _remove_abandoned(path: str, empty: bool) -> None:
-    status = os.lstat(path)
-    if not stat.S_ISREG(status.st_mode) or (empty and status.st_size):
-        return
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    try:
-        if _hold(descriptor, wait=False) and _is_at(descriptor, path) and not (empty and os.fstat(descriptor).st_size):
-            os.unlink(path)
-    finally:
-        os.close(descriptor)
+    if os.path.exists(end) and not os.access(end, os.W_OK):
+        raise NormfuseError(f"cannot write {path}: the file is write-protected; choose another output")
 
 
 def write(
@@ -236,7 +139,10 @@ def write(
     Each is written beside its place under a temporary name and synced, then they are renamed in order, while no other
     process does so in that folder. Only the last may replace a file that exists, the names of the others are reserved;
     while it is not in place, whatever goes wrong removes all that was written. What a killed process has left under
-    temporary names in that folder is removed first.
+    temporary names in that folder is removed first. Where the last is a link, the file that it leads to is written.
+
+    All get the permissions and, as far as this process may give them, the owners of the file that the last replaces;
+    where there is none, umask tells.
 
     Args:
         files: paths, each with a function that writes its content.
@@ -245,14 +151,18 @@ def write(
     Raises:
         NormfuseError: the system could not write, such as on a full disk.
     """
+    files = [*files[:-1], (destination(files[-1][0]), files[-1][1])]
     folder = os.path.dirname(files[-1][0])
     sweep(folder, TEMPORARY)
     temporary: list[str] = []
     try:
+        status = os.stat(files[-1][0]) if os.path.exists(files[-1][0]) else None
         with ExitStack() as held:
             for path, fill in files:
-                name, descriptor = _new_temporary(os.path.dirname(path))
+                name, descriptor = new_temporary(os.path.dirname(path))
                 temporary.append(name)
+                if status is not None:
+                    _take_after(descriptor, status)
                 with open(descriptor, "wb") as file:
                     if os.name != "nt":  # where an open file cannot be renamed
                         held.callback(os.close, os.dup(file.fileno()))
@@ -272,13 +182,17 @@ def write(
             with suppress(OSError):
                 os.unlink(name)
         if isinstance(error, OSError):
-            raise _unwritable(files[-1][0], error) from error
+            raise unwritable(files[-1][0], error) from error
         raise
 
 
-def _unwritable(path: str, error: OSError) -> NormfuseError:
-    reason = error.strerror or error
-    return NormfuseError(f"cannot write {path}: {reason}; nothing was changed, make room or choose another output")
+def _take_after(descriptor: int, status: os.stat_result) -> None:
+    """Gives a file the permissions of another one, before anything is in it."""
+    if os.name == "nt":  # where permissions go with the folder
+        return
+    with suppress(OSError):
+        os.fchown(descriptor, status.st_uid, status.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & 0o777)
 
 
 @contextmanager
@@ -289,7 +203,7 @@ def _alone_in(folder: str) -> Iterator[None]:
         return
     descriptor = os.open(folder or os.curdir, os.O_RDONLY)
     try:
-        _hold(descriptor)
+        hold(descriptor)
         yield
         with suppress(OSError):
             os.fsync(descriptor)  # the names, too, outlive a power failure

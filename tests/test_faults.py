@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("fcntl", reason="scripts.faults wants a Unix")
 
+from normfuse.leftovers import TEMPORARY, reserve, sweep
 from normfuse.model import load, save
-from normfuse.storage import TEMPORARY, reserve, sweep
 from scripts import faults
 from scripts.faults import KINDS, Row
 
