@@ -9,6 +9,7 @@ not be judged is an error, what was skipped is a warning.
 import os
 from collections.abc import Mapping, Sequence
 
+from normfuse.printable import printable
 from normfuse.testcases import Case
 
 _LEVELS = {"failed": "error", "error": "error", "skipped": "warning"}
@@ -62,7 +63,7 @@ def append_summary(text: str, environment: Mapping[str, str] = os.environ) -> No
 
 
 def _escaped(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return printable(text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A"))
 
 
 def _property(text: str) -> str:
@@ -71,5 +72,5 @@ def _property(text: str) -> str:
 
 def _cell(text: str) -> str:
     """A text in one cell: on one line, and none of it Markdown or HTML."""
-    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    line = printable(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{mark}" if mark in "\\|`*_[]" else mark for mark in line)

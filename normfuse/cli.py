@@ -34,7 +34,7 @@ from normfuse.options import (
     read_arrays,
     read_counts,
 )
-from normfuse.verb import Verb, end, print_json
+from normfuse.verb import Verb, echo, end, print_json
 from normfuse.watch import watched
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def optimize(
                 how |= {"freeze": freeze, "tuned": tune}
                 save_certificates(certificates, model, written, report, how)
     if tuner is not None and tuner.cache.warning:
-        click.echo(f"Warning: {tuner.cache.warning}", err=True)
+        echo(f"Warning: {tuner.cache.warning}", err=True)
     if as_json:
         head = {"model": model, "target": target, "written": written}
         tuning = {} if tuner is None else {"tuning": tuner.summary()}
@@ -173,10 +173,10 @@ def optimize(
     else:
         console.print_report(report, {rule.name: rule for rule in pipeline.rules()}, verbose=verbose)
         if tuner is not None:
-            click.echo(tuner)
-        click.echo(_closing_line(written, passed, dry_run, check, len(report.changes)))
+            echo(str(tuner))
+        echo(_closing_line(written, passed, dry_run, check, len(report.changes)))
         if not passed and report.changes:
-            click.echo(f"`normfuse reduce {model}` finds the changes that are to blame; --ignore RULE leaves them out")
+            echo(f"`normfuse reduce {model}` finds the changes that are to blame; --ignore RULE leaves them out")
     end(passed and not (check and report.changes))
 
 
@@ -308,7 +308,7 @@ def verify(
         print_json("verify", {"reference": reference, "candidate": candidate, **again, **parity.to_dict()})
     else:
         if found is not None:
-            click.echo(f"certificates: {found}")
+            echo(f"certificates: {found}")
         console.print_parity(parity)
     end(parity.passed and (found is None or found.passed))
 
@@ -401,9 +401,9 @@ def tune(lists: bool, clear: bool, as_json: bool) -> None:
         if as_json:
             print_json("tune", {"folder": str(cache.folder), "cleared": count})
         else:
-            click.echo(f"{count} record{'s' if count != 1 else ''} removed from {cache.folder}")
+            echo(f"{count} record{'s' if count != 1 else ''} removed from {cache.folder}")
     if cache.warning:
-        click.echo(f"Warning: {cache.warning}", err=True)
+        echo(f"Warning: {cache.warning}", err=True)
 
 
 @main.command(cls=Verb)

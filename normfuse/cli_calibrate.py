@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from normfuse.errors import NormfuseError
 from normfuse.options import THREADS
-from normfuse.verb import Verb, print_json
+from normfuse.verb import Verb, echo, print_json
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -44,7 +44,7 @@ def _interrupts(checkpoint: str | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if checkpoint is not None and os.path.exists(checkpoint):
-            click.echo(f"{checkpoint} holds what was done: the same command goes on from there", err=True)
+            echo(f"{checkpoint} holds what was done: the same command goes on from there", err=True)
         raise
 
 
@@ -134,7 +134,7 @@ def calibrate(
     if checkpoint is not None and output is not None and os.path.realpath(checkpoint) == os.path.realpath(output):
         raise click.UsageError("--checkpoint and -o name the same file")
     if one_pass:
-        click.echo(f"Warning: {APPROXIMATION}", err=True)
+        echo(f"Warning: {APPROXIMATION}", err=True)
     from normfuse import console_calibrate
     from normfuse.batches import Shard, batches_of
     from normfuse.calibration import calibrated_of, concluded
@@ -178,10 +178,10 @@ def calibrate(
         if as_json:
             print_json("calibrate", {"model": model, "written": written, **where})
             return
-        click.echo(console_calibrate.partial_line(state, merge))
+        echo(console_calibrate.partial_line(state, merge))
     elif as_json:
         print_json("calibrate", {"model": model, "written": written, **report.to_dict()})
         return
     else:
         console_calibrate.print_calibration(report, verbose=verbose)
-    click.echo(f"written: {written}" if written is not None else "dry run: nothing written")
+    echo(f"written: {written}" if written is not None else "dry run: nothing written")

@@ -9,6 +9,7 @@ import click
 
 from normfuse.errors import NormfuseError
 from normfuse.testcases import Case, of_error
+from normfuse.verb import echo
 
 JUNIT = click.option("--junit", type=click.Path(), metavar="FILE.xml", help="Write the verdicts as JUnit XML, too.")
 ANNOTATIONS = click.option(
@@ -55,7 +56,7 @@ def told(
         try:
             _tell(f"{reference} → {candidate}", candidate, cases, junit, annotate)
         except NormfuseError as other:
-            click.echo(f"Error: {other}", err=True)
+            echo(f"Error: {other}", err=True)
         raise
     _tell(f"{reference} → {candidate}", candidate, cases, junit, annotate)
 
@@ -65,11 +66,11 @@ def _tell(title: str, candidate: str, cases: Sequence[Case], junit: str | None, 
 
     if annotate:
         for line in annotations(candidate, cases):
-            click.echo(line, err=True)
+            echo(line, err=True)
         try:
             append_summary(summary(f"normfuse verify {title}", cases))
         except OSError as error:
-            click.echo(f"the summary of the step cannot be written: {error.strerror or error}", err=True)
+            echo(f"the summary of the step cannot be written: {error.strerror or error}", err=True)
     if junit is not None:
         from normfuse.junit import save_junit
 

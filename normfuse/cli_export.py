@@ -19,7 +19,7 @@ from normfuse.options import (
     Shapes,
     read_arrays,
 )
-from normfuse.verb import Verb, end, print_json
+from normfuse.verb import Verb, echo, end, print_json
 
 if TYPE_CHECKING:
     from normfuse.factories import Example
@@ -109,7 +109,7 @@ def export(
     with console.Progress(f"importing {factory}") as progress:
         made = make(factory, weights, examples, static)
         if made.training and not train:
-            click.echo(f"Warning: {made.training}", err=True)
+            echo(f"Warning: {made.training}", err=True)
         try:
             written: str | None = output
             report = run(
@@ -142,10 +142,10 @@ def export(
     else:
         console.print_report(report, {rule.name: rule for rule in pipeline.rules()}, verbose=verbose)
         if report.parts is not None:
-            click.echo("\nthe parts of the module, as they were captured:")
+            echo("", "the parts of the module, as they were captured:")
             console.print_parity(report.parts)
         if written is None:
-            click.echo("nothing written: the result does not compute what the module computes")
+            echo("nothing written: the result does not compute what the module computes")
         else:
-            click.echo(f"written: {written}")
+            echo(f"written: {written}")
     end(written is not None)

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from normfuse.printable import printable
 from normfuse.report import Certificate, Change, Counts, Refusal, Report
 from normfuse.tables import nameless as _nameless
+from normfuse.tables import print_lines
 from normfuse.tables import print_table as _print
-from normfuse.tables import printable as _printable
 from normfuse.tables import table as _table
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ class Progress:
         """Replaces the line."""
         self._doing = doing
         if self._status is not None:
-            self._status.update(escape(doing))
+            self._status.update(escape(printable(doing)))
 
     def _show(self) -> None:
-        self._status = Console(stderr=True, markup=False, highlight=False).status(escape(self._doing))
+        self._status = Console(stderr=True, markup=False, highlight=False).status(escape(printable(self._doing)))
         self._status.start()
 
     def __enter__(self) -> Self:
@@ -78,11 +79,11 @@ def print_report(report: Report, rules: "Mapping[str, Rule]", *, verbose: bool =
     if report.changes:
         _print(_changes(report, rules))
     else:
-        print("nothing to change")
+        print_lines("nothing to change")
     if report.refusals:
         _print_refusals(report.refusals, verbose)
     if report.certificates:
-        print(_printable(_certified(report.certificates)))
+        print_lines(_certified(report.certificates))
     if report.parity is not None:
         print_parity(report.parity, table=verbose or not report.parity.passed)
 
@@ -139,7 +140,7 @@ def _print_refusals(refusals: Sequence[Refusal], verbose: bool) -> None:
         table.add_row(str(count), reason, rule)
     _print(table)
     more = len(groups) - MOST_ROWS
-    print(f"(the nodes{f' and {more} more reasons' if more > 0 else ''}: --verbose)\n")
+    print_lines(f"(the nodes{f' and {more} more reasons' if more > 0 else ''}: --verbose)", "")
 
 
 def print_parity(parity: "Parity", *, table: bool = True) -> None:
@@ -148,15 +149,15 @@ def print_parity(parity: "Parity", *, table: bool = True) -> None:
         _print(_outputs(parity))
     judge = {"oracle": "the float64 oracle", "noise": "the original's own noise"}[parity.judged_by]
     verdict = "passed" if parity.passed else f"FAILED: {parity.reason}"
-    print(_printable(f"parity {verdict}"))
-    print(
+    print_lines(f"parity {verdict}")
+    print_lines(
         f"  error ratio {parity.ratio:.2f} (at most 2 passes; {parity.bits_lost:.1f} bits lost), "
         f"judged by {judge} on {parity.probes} probes"
     )
     for worst in parity.worst:
-        print(_printable(f"  worst element, optimizer {worst.level}: {worst}"))
+        print_lines(f"  worst element, optimizer {worst.level}: {worst}")
     for note in parity.notes:
-        print(_printable(f"  note: {note}"))
+        print_lines(f"  note: {note}")
 
 
 def _outputs(parity: "Parity") -> Table:
@@ -178,14 +179,14 @@ def _outputs(parity: "Parity") -> Table:
 def print_records(records: Sequence["Record"]) -> None:
     """Prints what has been measured, the chosen form of each normalization and the times of all."""
     if not records:
-        print("nothing has been measured; `normfuse optimize --tune` does")
+        print_lines("nothing has been measured; `normfuse optimize --tune` does")
         return
     table = _table("normalization", "chosen", "µs of each form", "date", "machine", "onnxruntime")
     for record in records:
         forms = ", ".join(map(_form, record.forms))
         table.add_row(record.description, record.chosen, forms, record.date, record.machine, record.onnxruntime)
     _print(table)
-    print(f"{len(records)} normalization{'s' if len(records) != 1 else ''} measured")
+    print_lines(f"{len(records)} normalization{'s' if len(records) != 1 else ''} measured")
 
 
 def _form(form: "Measured") -> str:
@@ -204,6 +205,6 @@ def print_rules(rules: Iterable["Rule"]) -> None:
 def print_rule(rule: "Rule") -> None:
     """Prints what one rule does and why it is right."""
     side = f", {rule.side} it" if rule.side else ""
-    print(f"{rule.name}: {rule.kind} ({', '.join(rule.operators) or 'any operator'}{side})\n")
+    print_lines(f"{rule.name}: {rule.kind} ({', '.join(rule.operators) or 'any operator'}{side})", "")
     print(inspect.getdoc(rule.law) or "")
-    print(f"\nWhy: {rule.reason}")
+    print_lines("", f"Why: {rule.reason}")

@@ -2,7 +2,7 @@
 
 from normfuse.bench import BenchTable, Timing
 from normfuse.spread import Interval
-from normfuse.tables import percent, print_table, shape, table
+from normfuse.tables import percent, print_lines, print_table, shape, table
 
 
 def print_bench(measured: BenchTable) -> None:
@@ -27,11 +27,13 @@ def print_bench(measured: BenchTable) -> None:
     providers = ", ".join(dict.fromkeys(one for timing in measured.timings for one in timing.providers))
     threads = "" if several else f", {measured.threads} thread{'s' if measured.threads > 1 else ''}"
     sizes = ", ".join(f"{name} {shape(dims)}" for name, dims in measured.shapes.items())
-    print(
+    print_lines(
         f"medians of {measured.rounds} rounds, their {100 * measured.confidence:.0f} % intervals by order statistics, "
         "p90 of single runs; a ratio is that to the first model within a round"
     )
-    print(f"ONNX Runtime {measured.onnxruntime} with {measured.level} optimizations, {providers}{threads}; {sizes}")
+    print_lines(
+        f"ONNX Runtime {measured.onnxruntime} with {measured.level} optimizations, {providers}{threads}; {sizes}"
+    )
 
 
 def _interval(bounds: Interval, factor: float = 1.0) -> str:
@@ -48,9 +50,10 @@ def _print_tax(measured: BenchTable, several: bool) -> None:
             bounds = f"{percent(low)} … {percent(high)}"
             rows.add_row(timing.name, *count, percent(timing.tax.share), bounds, _removed(timing))
     print_table(rows)
-    print(
+    print_lines(
         "at most: the share of the time that goes without normalizations and scales and shifts by constants; what is "
-        "fused across the gap counts, too\n"
+        "fused across the gap counts, too",
+        "",
     )
 
 

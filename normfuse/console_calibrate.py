@@ -10,7 +10,8 @@ from rich.progress import Progress as RichProgress
 
 from normfuse.calibration_report import Calibration, spread
 from normfuse.calibration_state import State
-from normfuse.tables import print_table, short, table
+from normfuse.printable import printable
+from normfuse.tables import print_lines, print_table, short, table
 
 
 class Bar:
@@ -26,11 +27,11 @@ class Bar:
             console=Console(stderr=True, markup=False, highlight=False),
             transient=True,
         )
-        self._task = self._bar.add_task(doing, total=None)
+        self._task = self._bar.add_task(printable(doing), total=None)
 
     def say(self, doing: str, done: float, total: float | None) -> None:
         """Moves the bar."""
-        self._bar.update(self._task, description=doing, completed=done, total=total)
+        self._bar.update(self._task, description=printable(doing), completed=done, total=total)
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -83,10 +84,10 @@ def print_calibration(report: Calibration, *, verbose: bool = False) -> None:
     passes = f"{report.passes} pass" + ("es" if report.passes > 1 else "")
     layers = f"{len(report.layers)} layer" + ("s" if len(report.layers) > 1 else "")
     batches = f"{report.batches} batch" + ("es" if report.batches > 1 else "")
-    print(f"{layers}, {batches}, {passes}, estimator {report.estimator}")
+    print_lines(f"{layers}, {batches}, {passes}, estimator {report.estimator}")
     for refusal in report.refusals if verbose else report.refusals[:3]:
-        print(f"not measured: {refusal.node}: {refusal.reason}")
+        print_lines(f"not measured: {refusal.node}: {refusal.reason}")
     if len(report.refusals) > 3 and not verbose:
-        print(f"not measured: {len(report.refusals) - 3} more; -v names them")
+        print_lines(f"not measured: {len(report.refusals) - 3} more; -v names them")
     for note in report.notes:
-        print(f"note: {note}")
+        print_lines(f"note: {note}")

@@ -9,7 +9,7 @@ from normfuse.fates import Fate
 from normfuse.inspection import Inspection
 from normfuse.shares import Profile
 from normfuse.site import Site
-from normfuse.tables import few, nameless, percent, print_table, shape, short, table
+from normfuse.tables import few, nameless, percent, print_lines, print_table, shape, short, table
 
 MOST_ROWS = 30
 """Affine maps are listed one by one up to this many, unless all are asked for; else those alike are counted."""
@@ -36,11 +36,11 @@ def print_inspection(found: Inspection, *, verbose: bool = False) -> None:
     if found.profile is not None:
         _print_profile(found.profile)
     if not found:
-        print("no normalization and no affine map found")
+        print_lines("no normalization and no affine map found")
         return
     spelled = sum(len(site.nodes) > 1 for site in norms)
     go = sum(site.outcome != "stays" for site in found)
-    print(
+    print_lines(
         f"{_count(len(norms), 'normalization')} ({spelled} spelled out), {_count(len(affines), 'affine map')}; "
         f"{go} of them go or are rewritten, {len(found) - go} stay"
     )
@@ -59,17 +59,17 @@ def _print_norms(norms: Sequence[Site], timed: bool, verbose: bool) -> None:
     for sites in groups.values():
         first = sites[0]
         spelled = f" ({_count(len(first.nodes), 'node')})" if len(first.nodes) > 1 else f" ({first.operator})"
-        print(f"{first.name}{spelled}: {first.formula}")
+        print_lines(f"{first.name}{spelled}: {first.formula}")
         for detail in first.details:
-            print(f"  {detail}")
+            print_lines(f"  {detail}")
         if first.scale or first.bias:
             parts = [f"{name} {kind}" for name, kind in (("γ", first.scale), ("β", first.bias)) if kind]
-            print(f"  {', '.join(parts)}" if first.scale != first.bias else f"  γ and β {first.scale}")
+            print_lines(f"  {', '.join(parts)}" if first.scale != first.bias else f"  γ and β {first.scale}")
         fates = {name: _fate(fate, verbose) for name, fate in first.targets.items()}
         if len(set(fates.values())) == 1:
             fates = {"everywhere": next(iter(fates.values()))}
         for name, fate in fates.items():
-            print(f"  {name + ':':<9} {fate}")
+            print_lines(f"  {name + ':':<9} {fate}")
         rows = table("  node", "shape", *((">time", "runs as") if timed else ()))
         for site in sites:
             nodes = ", ".join(site.nodes) if verbose else short(site.node)
@@ -127,7 +127,7 @@ def _print_affines(affines: Sequence[Site], timed: bool, verbose: bool) -> None:
         share = (percent(sum(known)) if known else "?",) if timed else ()
         rows.add_row(str(len(sites)), operator, sites[0].formula, short(sites[0].node), *share, outcome)
     print_table(rows)
-    print("(each of them: --verbose)\n")
+    print_lines("(each of them: --verbose)", "")
 
 
 def _outcome(site: Site, verbose: bool) -> str:
@@ -154,10 +154,10 @@ def _brief(title: str) -> str:
 
 def _print_layout(layout: Layout, verbose: bool) -> None:
     if not layout.known:
-        print(f"blocked convolution layout: {layout.note}\n")
+        print_lines(f"blocked convolution layout: {layout.note}", "")
         return
     after = "" if layout.reorders_after is None else f", {layout.reorders_after} once optimized for cpu"
-    print(
+    print_lines(
         f"blocked convolution layout of ONNX Runtime: {_count(layout.convolutions, 'convolution')} in it, "
         f"{layout.unblocked} not; {_count(layout.reorders, 'reorder')}{after}"
     )
@@ -185,11 +185,11 @@ def _fate_in_short(fate: Fate) -> str:
 def _print_profile(profile: Profile) -> None:
     sizes = ", ".join(f"{name} {shape(dims)}" for name, dims in profile.shapes.items())
     threads = _count(profile.threads, "thread")
-    print(
+    print_lines(
         f"normalization: {percent(profile.norms)} of the time, other affine maps: {percent(profile.affines)}, "
         f"reorders of the blocked layout: {percent(profile.reorders)}"
     )
-    print(f"  of {1e3 * profile.seconds:.2f} ms a run in ONNX Runtime with all optimizations, {threads}, {sizes}")
+    print_lines(f"  of {1e3 * profile.seconds:.2f} ms a run in ONNX Runtime with all optimizations, {threads}, {sizes}")
     if profile.unknown:
-        print(f"  the time of {_count(len(profile.unknown), 'site')} cannot be told: {few(profile.unknown)}")
-    print()
+        print_lines(f"  the time of {_count(len(profile.unknown), 'site')} cannot be told: {few(profile.unknown)}")
+    print_lines("")

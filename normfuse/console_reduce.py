@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from normfuse.divergence import Compared
 from normfuse.reduction import Reduction
-from normfuse.tables import print_table, table
+from normfuse.tables import print_lines, print_table, table
 
 _NEAR = 6
 """Rows on each side of the first value that diverges."""
@@ -21,7 +21,7 @@ def print_reduction(found: Reduction, *, verbose: bool = False) -> None:
         changes = (
             f" after {found.changed} change{'s' if found.changed != 1 else ''}" if found.changes is not None else ""
         )
-        print(f"nothing diverges{changes}: parity passed on {found.parity.probes} probes")
+        print_lines(f"nothing diverges{changes}: parity passed on {found.parity.probes} probes")
         _print_notes(found)
         return
     rows = found.values if verbose else _near(found.values, found.first)
@@ -33,29 +33,31 @@ def print_reduction(found: Reduction, *, verbose: bool = False) -> None:
             shown.add_row(str(row.depth), row.name, row.operator, *errors, mark)
         print_table(shown)
         if len(rows) < len(found.values):
-            print(f"(all {len(found.values)} values: --verbose)\n")
-    print(f"diverges: {found.reason}")
+            print_lines(f"(all {len(found.values)} values: --verbose)", "")
+    print_lines(f"diverges: {found.reason}")
     if found.first is not None:
         before, after = found.operators
         same = before if before == after else f"{before}, in the candidate {after}"
-        print(f"first value that diverges: {found.first!r} ({same or 'an input'})")
+        print_lines(f"first value that diverges: {found.first!r} ({same or 'an input'})")
     if found.changes:
         count = len(found.changes)
-        print(f"made by {count} of {found.changed} changes:")
+        print_lines(f"made by {count} of {found.changed} changes:")
         for change in found.changes:
-            print(f"  {change.rule}: {', '.join(change.nodes)}" + (f" ({change.detail})" if change.detail else ""))
+            print_lines(
+                f"  {change.rule}: {', '.join(change.nodes)}" + (f" ({change.detail})" if change.detail else "")
+            )
     if found.case is not None:
         before_nodes, after_nodes = found.case.sizes
         what = "the whole models" if found.case.whole else "the smallest part that shows it"
-        print(f"case: {what}, {before_nodes} and {after_nodes} nodes, {_inputs(found)}")
+        print_lines(f"case: {what}, {before_nodes} and {after_nodes} nodes, {_inputs(found)}")
     if found.folder is not None:
-        print(f"written: {found.folder} (python {found.folder}/run.py)")
+        print_lines(f"written: {found.folder} (python {found.folder}/run.py)")
     _print_notes(found)
 
 
 def _print_notes(found: Reduction) -> None:
     for note in dict.fromkeys((*found.notes, *found.parity.notes)):
-        print(f"  note: {note}")
+        print_lines(f"  note: {note}")
 
 
 def _inputs(found: Reduction) -> str:

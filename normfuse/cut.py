@@ -21,6 +21,7 @@ from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 from normfuse.errors import NormfuseError
 from normfuse.model import save
 from normfuse.passes.removal import RemoveUnusedPass
+from normfuse.printable import printable_lines
 
 Array = np.ndarray[Any, Any]
 
@@ -173,7 +174,7 @@ def write(case: Case, folder: str | Path, title: str, detail: str = "", provider
 
 
 def _docstring(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', "'")
+    return printable_lines(text).replace("\\", "\\\\").replace('"', "'")
 
 
 def _write_inputs(inputs: Mapping[str, Array], path: Path) -> None:

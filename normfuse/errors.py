@@ -13,6 +13,8 @@ Every message is one line that says what is wrong, where, and what to do about i
 
 from typing import ClassVar
 
+from normfuse.printable import printable
+
 
 class NormfuseError(Exception):
     """The request cannot be carried out as it was made.
@@ -22,6 +24,9 @@ class NormfuseError(Exception):
     """
 
     exit_status: ClassVar[int] = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # whatever the names are that it quotes
 
 
 class ModelError(NormfuseError):

@@ -5,6 +5,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from normfuse.printable import printable
+
 if TYPE_CHECKING:
     from normfuse.metric import OutputParity
     from normfuse.verification import Parity
@@ -25,7 +27,7 @@ def told(parity: "Parity", reference: Any, candidate: Any) -> str:
         candidate: the model as it became.
     """
     judge = {"oracle": "the reference in float64", "noise": "the reference's own noise"}[parity.judged_by]
-    lines = [f"parity FAILED: {parity.reason}", sides(reference, candidate)]
+    lines = [f"parity FAILED: {parity.reason}", *sides(reference, candidate)]
     if parity.outputs:
         rows = sorted(parity.outputs, key=lambda output: output.passed)
         lines += ["", *_table([_HEAD, *map(_row, rows[:ROWS])]), *_rest(len(rows) - ROWS, "rows")]
@@ -42,12 +44,12 @@ def told(parity: "Parity", reference: Any, candidate: Any) -> str:
         lines.append(
             "  next: save both as ONNX files; normfuse reduce REFERENCE CANDIDATE finds the first value that differs"
         )
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
-def sides(reference: Any, candidate: Any) -> str:
+def sides(reference: Any, candidate: Any) -> tuple[str, str]:
     """What both sides are, in two lines."""
-    return f"  reference: {_side(reference)}\n  candidate: {_side(candidate)}"
+    return printable(f"  reference: {_side(reference)}"), printable(f"  candidate: {_side(candidate)}")
 
 
 def is_file(source: Any) -> bool:
@@ -99,8 +101,9 @@ def _element(worst: "Worst") -> tuple[str, ...]:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    shown = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in shown]
 
 
 def _rest(count: int, what: str) -> list[str]:

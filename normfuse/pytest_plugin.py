@@ -105,7 +105,7 @@ def _assert_onnx_parity(
         own = [*([] if data is None else [data]), *example] or None
         parity = verification.verify(*both, data=own, shapes=shapes, seeds=seeds, provider=provider, budget=budget)
     except ParityError as difference:
-        raise AssertionError(f"parity FAILED: {difference}\n{sides(reference, candidate)}") from None
+        raise AssertionError("\n".join([f"parity FAILED: {difference}", *sides(reference, candidate)])) from None
     except NormfuseError as error:
         raise error.with_traceback(None) from None
     if not parity.passed:

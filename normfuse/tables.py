@@ -8,14 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from normfuse.printable import printable
+
 LONGEST_DIM = 16
 """Characters of a dimension that is still a name."""
 
 LONGEST_NAME = 28
 """Characters of a name in a table on a terminal."""
-
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""What moves the cursor, starts a line or an order to the terminal, or turns the direction of writing."""
 
 PIPE_WIDTH = 4096
 """Columns of an output that is no terminal: nothing is wrapped or cut there, so that it can be searched."""
@@ -44,9 +43,10 @@ def print_table(made: Table) -> None:
     print("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
 
 
-def printable(text: str) -> str:
-    """A text on one line, in which control characters are written as Python escapes them."""
-    return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
+def print_lines(*lines: str) -> None:
+    """Prints on stdout, each on one line whatever names it holds."""
+    for line in lines:
+        print(printable(line))
 
 
 def width() -> int | None:

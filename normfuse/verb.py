@@ -29,6 +29,7 @@ from normfuse import __version__
 from normfuse.errors import NormfuseError
 from normfuse.interrupts import INTERRUPTED as INTERRUPTED
 from normfuse.interrupts import LINE, Interrupts
+from normfuse.printable import printable, printable_json, printable_lines
 from normfuse.schema import SCHEMA_VERSION
 
 GATE_FAILED, INTERNAL_ERROR = 1, 70
@@ -65,7 +66,7 @@ class Verb(click.Command):
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # the reader of our output has gone; click ends quietly
             if debug:
-                traceback.print_exc()
+                click.echo(printable_lines(traceback.format_exc()), err=True, nl=False)
             fail(*_explained(error))
 
 
@@ -81,16 +82,22 @@ def _explained(error: Exception) -> tuple[str, int]:
             return f"internal error: {what}; run again with --debug and report it", INTERNAL_ERROR
 
 
+def echo(*lines: str, err: bool = False) -> None:
+    """Writes to stdout or stderr, each on one line whatever names it holds."""
+    for line in lines:
+        click.echo(printable(line), err=err)
+
+
 def fail(line: str, status: int) -> NoReturn:
     """Ends the process with a line on stderr and an exit status."""
-    click.echo(line, err=True)
+    echo(line, err=True)
     raise click.exceptions.Exit(status)
 
 
 def print_json(verb: str, content: Mapping[str, Any]) -> None:
     """Prints what a verb found, under the version of its schema."""
     head = {"schema_version": SCHEMA_VERSION, "normfuse": __version__, "verb": verb}
-    click.echo(json.dumps({**head, **content}, indent=2, ensure_ascii=False))
+    click.echo(printable_json(json.dumps({**head, **content}, indent=2, ensure_ascii=False)))
 
 
 def end(passed: bool) -> None:

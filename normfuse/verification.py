@@ -35,6 +35,7 @@ from normfuse.foreign import Foreign
 from normfuse.judging import Deck, Judgement, judge
 from normfuse.metric import BLIND, UNJUDGED, OutputParity
 from normfuse.model import Source, load
+from normfuse.printable import printable
 from normfuse.probes import data_probes, plan
 from normfuse.randomness import unprovable
 from normfuse.worst import Worst, worst_elements
@@ -93,7 +94,7 @@ class Parity:
             f"{output.reference:.1e}, ratio {output.ratio:.2f}, most on {output.family or 'any'!r}"
             for output in self.outputs
         ]
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        return "\n".join(map(printable, [*lines, *(f"  note: {note}" for note in self.notes)]))
 
 
 def verify(
