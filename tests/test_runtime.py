@@ -54,3 +54,14 @@ def test_cuda_runs() -> None:
     np.testing.assert_array_equal(
         session(parse(NEG), provider="cuda").run({"x": np.ones(2, np.float32)})["y"], [-1, -1]
     )
+
+
+def test_outputs_of_another_rank_than_the_file_says_are_bound_anew() -> None:
+    model = ir.from_onnx_text(
+        '<ir_version: 8, opset_import: ["" : 17]>'
+        " g (float[2,6] x, int64[n] shape) => (float[1,s] y) { y = Reshape (x, shape) }"
+    )
+    loaded = session(model, "disabled")
+    inputs = {"x": np.zeros((2, 6), np.float32), "shape": np.asarray([2, 3, 2])}
+    assert loaded.run(inputs)["y"].shape == (2, 3, 2)
+    loaded.bound(inputs)()
