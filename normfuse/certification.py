@@ -46,6 +46,9 @@ _SIZES = (9, 12, 16, 7, 32, 64)
 _MOST_SIZES = 4
 """So many sizes of weights are tried for it at most."""
 
+_MANY = 1 << 10
+"""Sizes of weights above this are tried last: a vocabulary is rarely the length of a sequence, and squared it is a lot."""
+
 _SEEDS = 1
 
 
@@ -257,7 +260,9 @@ def _candidates(weights: tuple[int, ...], port: Port, axis: int) -> tuple[int, .
     """Sizes to try for a dimension that is not known, best first: for channels those of the weights."""
     if axis == 0:
         return BATCH
-    return (*weights, *_SIZES) if axis == 1 else (*_SIZES, *weights)
+    large = tuple(size for size in weights if size > _MANY)
+    usual = tuple(size for size in weights if size <= _MANY)
+    return (*usual, *_SIZES, *large) if axis == 1 else (*_SIZES, *usual, *large)
 
 
 def _weight_sizes(model: ir.Model) -> tuple[int, ...]:

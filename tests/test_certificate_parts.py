@@ -10,9 +10,11 @@ import pytest
 
 from normfuse import pipeline
 from normfuse.certification import Certifier, certify
+from normfuse.contest import Contest
 from normfuse.model import load
 from normfuse.passes.region import DisturbedError, Region
 from normfuse.passes.weights import Weights
+from normfuse.probes import Inputs
 from tests.lowered import Lowered
 from tests.lowered_elsewhere import APPLIES, CHANNELS_LAST
 from tests.parity import build, rng
@@ -72,6 +74,23 @@ def test_a_part_is_cut_out_as_the_nodes_it_was_written_in() -> None:
     )
     (found,) = judged(build(text, opset=17, w=(16,), c=(16, 1, 1), v=(16, 16, 1, 1))).certificates
     assert (found.rule, found.verdict) == ("conv-before", "passed")
+
+
+def test_a_vocabulary_is_not_tried_as_the_length_of_a_sequence() -> None:
+    """Its logits would be the vocabulary squared: gigabytes."""
+    tried: list[tuple[int, ...]] = []
+    accepts = Contest.accepts
+
+    def seen(self: Contest, inputs: Inputs) -> bool:
+        tried.extend(array.shape for array in inputs.values())
+        return accepts(self, inputs)
+
+    text = "(float[N,T,24] x) => (float[N,T,3000] y) { m = MatMul(x, w) y = Mul(m, s) }"
+    with patch.object(Contest, "accepts", seen):
+        (found,) = judged(build(text, w=(24, 3000), s=(3000,))).certificates
+    assert (found.rule, found.verdict) == ("matmul-after", "passed")
+    assert tried
+    assert max(shape[1] for shape in tried) < 3000
 
 
 def test_what_onnx_runtime_has_no_kernels_for_is_judged_by_the_evaluator() -> None:
