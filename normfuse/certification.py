@@ -47,7 +47,7 @@ _MOST_SIZES = 4
 """So many sizes of weights are tried for it at most."""
 
 _MANY = 1 << 10
-"""Sizes of weights above this are tried last: a vocabulary is rarely the length of a sequence, and squared it is a lot."""
+"""Sizes of weights above this are tried last: a vocabulary is rarely the length of a sequence; squared it is much."""
 
 _SEEDS = 1
 

@@ -208,7 +208,7 @@ def deck_of(contest: Contest, data: Data, shapes: Mapping[str, Sequence[int] | i
     try:
         return Deck(own, plan(model, contest.accepts, shapes)), []
     except NormfuseError as error:
-        if not own:
+        if not own or shapes:  # what was asked for is not left out with a note
             raise NormfuseError(f"{error}{contest.refused and ': '}{contest.refused}") from error
         return Deck(own, None), [f"judged on the given data only: {error}"]
 

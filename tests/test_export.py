@@ -425,3 +425,9 @@ class TestErrors:
         monkeypatch.setattr(find, lambda name, *rest: None if name == "onnxscript" else name)
         with pytest.raises(ExportError, match=re.escape("export needs onnxscript; run: pip install normfuse[torch]")):
             normfuse.export(nn.Identity(), torch.ones(1))
+
+
+def test_shapes_of_no_input_are_an_error_though_there_is_an_example() -> None:
+    """Left out with a note, the proof would rest on the example alone."""
+    with pytest.raises(NormfuseError, match="there is no input 'lenght' to give a shape to; the model has"):
+        normfuse.export(nn.Linear(8, 2).eval(), torch.randn(2, 8), shapes={"lenght": 8})

@@ -511,3 +511,11 @@ class TestStandIn:
         unheard = group_norm("y = com.microsoft.Unheard (x, w)")
         with pytest.raises(TargetError, match="prove it where its provider is, or leave the proof out"):
             verify(group_norm(PLAIN), unheard, seeds=1, provider="cuda", stand_in=True)
+
+
+def test_shapes_that_the_model_refuses_are_an_error_though_there_is_data() -> None:
+    text = "(float[N,T] x) => (float[M,2] y) { s = Constant<value_ints=[-1,2]>() y = Reshape(x, s) }"
+    data = {"x": np.ones((3, 4), np.float32)}
+    assert verify(build(text), build(text), data=data).passed
+    with pytest.raises(NormfuseError, match="does not run on inputs of these shapes: x 3×7"):
+        verify(build(text), build(text), data=data, shapes={"N": 3, "T": 7})
