@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from normfuse.arguments import check
 from normfuse.errors import NormfuseError
 from normfuse.runtime import Array, Optimizer, Session, require, session
 from normfuse.schema import SCHEMA_VERSION
@@ -166,6 +167,7 @@ def bench(
         ModelError: a file that does not exist, or a model in memory that is not valid.
         TargetError: ONNX Runtime or the provider is missing, or a model does not load or run.
     """
+    check(rounds=rounds, seconds=seconds, shapes=shapes, data=data, tax=tax, progress=progress)
     say = progress or (lambda doing: None)
     labels = list(names) if names is not None else [_name(model, index) for index, model in enumerate(models)]
     if not models or len(labels) != len(models):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from normfuse.arguments import check
 from normfuse.batches import Batch, Batches, batches_of
 from normfuse.calibration_passes import Say, advance, begun, check_first, resumed, run_pass, silent
 from normfuse.calibration_report import Calibration, Layer, Moved, Movement
@@ -93,6 +94,7 @@ def calibrate(
         >>> result.report.layers[0].new.mean, result.report.layers[0].new.variance
         (array([ 2., 20.]), array([  2., 200.]))
     """
+    check(threads=threads, checkpoint=checkpoint, scheduler=scheduler, progress=progress)
     if "torch" in sys.modules and isinstance(source, sys.modules["torch"].nn.Module):
         from normfuse.calibration_torch import calibrated_module
 

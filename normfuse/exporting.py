@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from normfuse import functions
+from normfuse.arguments import check
 from normfuse.errors import ExportError, NormfuseError, ParityError, TargetError
 from normfuse.leftovers import folder_beside
 from normfuse.model import check_output, load, save
-from normfuse.pipeline import Result, Settings, prove, rewrite
+from normfuse.pipeline import Result, Settings, check_rules, prove, rewrite
 from normfuse.report import Counts, Report
 from normfuse.serialization import is_large
 from normfuse.storage import destination
@@ -93,6 +94,14 @@ def export(
         TargetError: ONNX Runtime is missing, or cannot run the model.
         ParityError: the result does not compute what the module computes.
     """
+    check(target=target, threads=threads, opset=opset, select=select, ignore=ignore, path=path, kwargs=kwargs)
+    check(training=training, optimize=optimize, verify=verify, verify_budget=verify_budget, layers=layers, data=data)
+    check(input_names=input_names, output_names=output_names, shapes=shapes, translations=translations)
+    check(progress=progress)
+    if layers and not verify:
+        raise NormfuseError("layers is part of the proof; leave it out, or verify=False")
+    where = Target.parse(target, threads)
+    check_rules(select, ignore)
     say = progress or (lambda doing: None)
     torch = require_torch()
     if not isinstance(module, torch.nn.Module) or isinstance(module, torch.jit.ScriptModule):
@@ -101,7 +110,6 @@ def export(
     from normfuse.capture import DEFAULT_OPSET, OPSETS, capture, check_opset, in_mode
 
     check_opset(opset)
-    where = Target.parse(target, threads)
     if path is not None:
         check_output(path, None)
     positional, named = args if isinstance(args, tuple) else (args,), dict(kwargs or {})

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, overload
 import onnx_ir as ir
 
 from normfuse.anatomy import Anatomy, Atlas
+from normfuse.arguments import check
 from normfuse.constants import Constants
 from normfuse.fates import Course, nodes_of
 from normfuse.formulas import AFFINE_FORMULAS, NORM_FORMULAS, TRAINING_FORMULA
@@ -120,6 +121,7 @@ def inspect(
         NormfuseError: there is no such target, or no inputs can be made.
         TargetError: the model is to be timed, and ONNX Runtime is missing or cannot run it.
     """
+    check(target=target, threads=threads, profile=profile, layout=layout, data=data, shapes=shapes, progress=progress)
     where = Target.parse(target, threads)
     model = load(source)
     with quiet(), explained(lambda: load(source)):

@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 import onnx
 import onnx_ir as ir
 
+from normfuse.arguments import check
 from normfuse.errors import ModelError, NormfuseError
 from normfuse.outline import Outline, external_files, ir_graphs
 from normfuse.serialization import (
@@ -216,6 +217,7 @@ def save(model: Source, path: str | os.PathLike[str]) -> None:
         NormfuseError: the file cannot be written, or a data file would not be found through the link.
         ModelError: the model cannot be written as ONNX.
     """
+    check(place=path)
     given = os.fspath(path)
     validate_place(given)
     path = destination(given)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import onnx_ir as ir
 
+from normfuse.arguments import check
 from normfuse.errors import NormfuseError, ParityError
 from normfuse.model import Source, load, restore_kind
 from normfuse.passes import clean, prepare
@@ -122,6 +123,10 @@ def optimize(
         >>> len(result.model.graph), result.report.changes[0].detail
         (1, '2 nodes became one')
     """
+    check(target=target, threads=threads, opset=opset, select=select, ignore=ignore, freeze=freeze, tune=tune)
+    check(verify=verify, verify_budget=verify_budget, data=data, shapes=shapes, observers=observers)
+    Target.parse(target, threads)
+    check_rules(select, ignore)
     settings: Settings = {
         "threads": threads,
         "opset": opset,
@@ -249,7 +254,7 @@ def rewrite(
         NormfuseError: a rule is not known, or an argument is wrong.
         TargetError: it is to be tuned, and ONNX Runtime or the provider is missing.
     """
-    _check_rules(select, ignore)
+    check_rules(select, ignore)
     where = Target.parse(target, threads)
     opsets.check_opset(opset, model.opset_imports.get("", 0), where)
     tuner = _tuner(tune, where, shapes)
@@ -327,7 +332,7 @@ def _tuner(tune: "bool | Tuner", target: Target, shapes: Mapping[str, Any] | Non
     Raises:
         TargetError: ONNX Runtime or the provider is missing.
     """
-    if tune is False:
+    if not tune:
         return None
     from normfuse.tuning import Tuner
 
@@ -336,7 +341,12 @@ def _tuner(tune: "bool | Tuner", target: Target, shapes: Mapping[str, Any] | Non
     return tuner
 
 
-def _check_rules(select: Collection[str], ignore: Collection[str]) -> None:
+def check_rules(select: Collection[str], ignore: Collection[str]) -> None:
+    """Checks names of rules and stages.
+
+    Raises:
+        NormfuseError: there is no rule of a name, or it cannot be selected.
+    """
     for chosen, known in (
         (select, [rule.name for rule in (*FOLD_RULES, *BLOCKS, *LOWERINGS)]),
         (ignore, [*(rule.name for rule in rules()), *STAGES]),

@@ -16,6 +16,8 @@ z ~ N(0, 1):
 Integer inputs are drawn below the size of the table they index, else from {0, 1}.
 """
 
+import os
+import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -275,10 +277,10 @@ def data_probes(
         return []
     if isinstance(data, str | PathLike):
         try:
-            with np.load(data, allow_pickle=False) as file:
-                arrays: Mapping[str, Array] = dict(file)
-        except (OSError, ValueError, TypeError) as error:
-            raise NormfuseError(f"{data}: not an .npz file of arrays: {error}") from error
+            with open(data, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                arrays: Mapping[str, Array] = dict(archive)
+        except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            raise NormfuseError(f"{os.fspath(data)}: not an .npz file of arrays: {error}") from error
     elif isinstance(data, Mapping):
         arrays = data
     else:
@@ -288,8 +290,13 @@ def data_probes(
         name = str(value.name)
         if name not in arrays:
             raise NormfuseError(f"the data has no array for input {name!r}, only {', '.join(arrays) or 'none'}")
-        array = np.asarray(arrays[name])
-        inputs[name] = array if value.dtype is None else array.astype(value.dtype.numpy(), copy=False)
+        try:
+            array = np.asarray(arrays[name])
+            if array.dtype.kind == "O" and value.dtype is not None and value.dtype != ir.DataType.STRING:
+                raise TypeError("it holds objects")
+            inputs[name] = array if value.dtype is None else array.astype(value.dtype.numpy(), copy=False)
+        except (TypeError, ValueError) as error:
+            raise NormfuseError(f"the data for input {name!r} is no array of its type: {error}") from error
     return [Probe("data", inputs)]
 
 

@@ -90,16 +90,12 @@ def _assert_onnx_parity(
 ) -> "Parity":
     __tracebackhide__ = True
     from normfuse import verification
+    from normfuse.arguments import check
     from normfuse.contestants import contestants
     from normfuse.errors import NormfuseError, ParityError
     from normfuse.failure import sides, told
 
-    if provider not in ("cpu", "cuda"):
-        raise NormfuseError(f"there is no provider {provider!r}; choose 'cpu' or 'cuda'")
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise NormfuseError(f"seeds is {seeds!r}, no number from 1")
-    if not budget >= 0:
-        raise NormfuseError(f"budget is {budget!r}, no number of seconds")
+    check(data=data, shapes=shapes, seeds=seeds, provider=provider, budget=budget)
     try:
         both, example = contestants(reference, candidate, inputs)
         own = [*([] if data is None else [data]), *example] or None

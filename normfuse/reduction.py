@@ -15,6 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from normfuse import cut
+from normfuse.arguments import check
 from normfuse.contest import Contest, signature_difference
 from normfuse.culprits import minimal
 from normfuse.cut import Case
@@ -23,7 +24,7 @@ from normfuse.errors import NormfuseError
 from normfuse.metric import UNJUDGED
 from normfuse.model import Source, load
 from normfuse.passes.journal import Journal
-from normfuse.pipeline import Settings, prove, rewrite
+from normfuse.pipeline import Settings, check_rules, prove, rewrite
 from normfuse.report import Change
 from normfuse.schema import SCHEMA_VERSION
 from normfuse.target import Target
@@ -138,6 +139,12 @@ def reduce(
         TargetError: ONNX Runtime is missing, or cannot load a model.
         NormfuseError: no inputs could be made for the reference, or the folder cannot be written to.
     """
+    check(target=target, threads=threads, opset=opset, select=select, ignore=ignore, freeze=freeze, folder=folder)
+    check(data=data, seeds=seeds, budget=budget, shapes=shapes, progress=progress)
+    if provider is not None:
+        check(provider=provider)
+    Target.parse(target, threads)
+    check_rules(select, ignore)
     say = progress or (lambda doing: None)
     if folder is not None:
         cut.check_folder(folder)

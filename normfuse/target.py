@@ -2,7 +2,8 @@
 
 import os
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from numbers import Integral
+from typing import Literal, Self, cast, get_args
 
 from normfuse.errors import NormfuseError
 
@@ -32,18 +33,32 @@ class Target:
     provider: Provider = "cpu"
     threads: int = 1
 
+    def __post_init__(self) -> None:
+        """Refuses what is no target.
+
+        Raises:
+            NormfuseError: the provider is not one of `PROVIDERS`, or `threads` is no positive number.
+        """
+        if self.provider not in PROVIDERS:
+            raise NormfuseError(f"unknown target {self.provider!r}; {_hint(self.provider)}")
+        if isinstance(self.threads, bool) or not isinstance(self.threads, Integral) or self.threads < 1:
+            raise NormfuseError(f"threads is {self.threads!r}; give a whole number from 1 on")
+
     @classmethod
     def parse(cls, target: "str | Target", threads: int | None = None) -> Self:
         """Reads a target from its name.
 
         Raises:
-            NormfuseError: the name is not one of `PROVIDERS`, or `threads` is not positive.
+            NormfuseError: the name is not one of `PROVIDERS`, or `threads` is no positive number.
         """
         if isinstance(target, Target):
-            return cls(target.provider, threads or target.threads)
-        for provider in PROVIDERS:
-            if provider == target:
-                if threads is not None and threads < 1:
-                    raise NormfuseError(f"threads must be at least 1, not {threads}")
-                return cls(provider, threads or available_threads())
-        raise NormfuseError(f"unknown target {target!r}; choose one of {', '.join(PROVIDERS)}")
+            return cls(target.provider, target.threads if threads is None else threads)
+        return cls(cast(Provider, target), available_threads() if threads is None else threads)
+
+
+def _hint(name: object) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name.lower(), PROVIDERS, 1) if isinstance(name, str) else []
+    choice = f"choose one of {', '.join(PROVIDERS)}"
+    return f"did you mean {near[0]!r}? ({choice})" if near else choice

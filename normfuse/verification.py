@@ -29,6 +29,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from normfuse.apart import FORMULA, are_apart, take_apart
+from normfuse.arguments import check
 from normfuse.contest import Array, Contest, signature_difference
 from normfuse.errors import NormfuseError, ParityError
 from normfuse.foreign import Foreign
@@ -131,6 +132,7 @@ def verify(
         TargetError: ONNX Runtime cannot load a model, or has not the provider.
         NormfuseError: no inputs could be made for the reference.
     """
+    check(data=data, seeds=seeds, budget=budget, provider=provider, shapes=shapes, progress=progress)
     say = progress or (lambda doing: None)
     models = _loaded(reference), _loaded(candidate)
     difference = signature_difference(*models) or next(filter(None, map(unprovable, models)), "")

@@ -63,13 +63,13 @@ def test_what_cannot_be_used_is_an_error(tmp_path: Path) -> None:
         assert_parity(tmp_path / "none.onnx", model(2.0))
     with pytest.raises(ModelError, match="text, not a model"):
         assert_parity(b"hello", model(2.0))
-    with pytest.raises(NormfuseError, match="no provider 'npu'"):
+    with pytest.raises(NormfuseError, match="provider is 'npu'; give 'cpu' or 'cuda'"):
         assert_parity(model(2.0), model(2.0), provider="npu")
     for seeds in (0, True):
-        with pytest.raises(NormfuseError, match="no number from 1"):
+        with pytest.raises(NormfuseError, match="give a whole number from 1 on"):
             assert_parity(model(2.0), model(2.0), seeds=seeds)
     for budget in (-1.0, float("nan")):
-        with pytest.raises(NormfuseError, match="no number of seconds"):
+        with pytest.raises(NormfuseError, match="give seconds, a number from 0 on"):
             assert_parity(model(2.0), model(2.0), budget=budget)
 
 
