@@ -67,16 +67,21 @@ def _end(status: int) -> NoReturn:
         os._exit(status)
     number = -status
     if number in CRASHES:
-        line = (
-            f"Error: {signal.Signals(number).name} ended the process: onnx or ONNX Runtime crashed at this model; no "
-            "file is half-written; --no-verify leaves ONNX Runtime out\n"
+        _say(
+            f"{signal.Signals(number).name} ended the process: onnx or ONNX Runtime crashed at this model; no file is "
+            "half-written; --no-verify leaves ONNX Runtime out"
         )
-        with suppress(OSError):  # nobody listens
-            os.write(2, line.encode())
         os._exit(TargetError.exit_status)
+    if number == signal.SIGKILL:  # as Linux does with whom it has no memory left for
+        _say("the process was killed, most likely for want of memory; no file is half-written")
     if number == signal.SIGINT:  # Python ends by it where an interrupted `exec` was caught, too
         os._exit(INTERRUPTED)
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     os._exit(128 + number)
+
+
+def _say(error: str) -> None:
+    with suppress(OSError):  # nobody listens
+        os.write(2, f"Error: {error}\n".encode())

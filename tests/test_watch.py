@@ -40,6 +40,14 @@ def test_a_crash_is_one_line_and_a_provider_that_failed(number: signal.Signals) 
     assert number.name in err
 
 
+def test_who_has_no_memory_left_is_told_so() -> None:
+    process = run("os.kill(os.getpid(), signal.SIGKILL); time.sleep(60)")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert out == ""
+    assert err == "Error: the process was killed, most likely for want of memory; no file is half-written\n"
+
+
 def test_other_signals_end_both() -> None:
     process = run("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)")
     assert process.communicate(timeout=60) == ("", "")
