@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from normfuse import __version__
+from normfuse.alike import did_you_mean
 from normfuse.cli_calibrate import calibrate
 from normfuse.cli_cases import ANNOTATIONS, JUNIT, told
 from normfuse.cli_export import export
@@ -29,6 +30,7 @@ from normfuse.options import (
     TARGET,
     THREADS,
     VERIFY_BUDGET,
+    Choice,
     Shapes,
     complete_rule,
     read_arrays,
@@ -128,6 +130,8 @@ def optimize(
 
     from normfuse import console, pipeline
     from normfuse.signatures import explained
+
+    pipeline.check_rules(select, ignore)
 
     tuner = None
     with console.Progress(f"reading {model}") as progress:
@@ -248,7 +252,7 @@ def inspect(
 @main.command(cls=Verb)
 @click.argument("reference", type=click.Path())
 @click.argument("candidate", type=click.Path())
-@click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Who runs them.")
+@click.option("--provider", type=Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Who runs them.")
 @click.option("--seeds", type=click.IntRange(min=1), default=2, show_default=True, help="Sets of random inputs.")
 @BUDGET
 @click.option(
@@ -330,7 +334,7 @@ def verify(
     show_default=True,
     help="What all rounds together may take, for each number of threads.",
 )
-@click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Who runs them.")
+@click.option("--provider", type=Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Who runs them.")
 @click.option("--tax", is_flag=True, help="Time each model without its normalizations, too: what do they cost?")
 @click.option("--data", multiple=True, type=click.Path(), metavar="X.npz", help="Time with these inputs.")
 @SHAPE
@@ -418,11 +422,8 @@ def explain(rule: str | None, as_json: bool) -> None:
     rules = pipeline.rules()
     chosen = [row for row in rules if rule == row.name] or [row for row in rules if rule in (None, row.kind)]
     if not chosen:
-        from difflib import get_close_matches
-
-        alike = get_close_matches(str(rule), [row.name for row in rules])
-        hint = f"did you mean {' or '.join(alike)}?" if alike else "`normfuse explain` lists them"
-        raise NormfuseError(f"there is no rule {rule!r}; {hint}")
+        alike = did_you_mean(str(rule), dict.fromkeys(name for row in rules for name in (row.name, row.kind)))
+        raise NormfuseError(f"there is no rule {rule!r}; {alike or '`normfuse explain` lists them'}")
     if as_json:
         print_json("explain", {"rules": [_rule_fields(row) for row in chosen]})
         return

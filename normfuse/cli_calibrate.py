@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from normfuse.errors import NormfuseError
-from normfuse.options import THREADS
+from normfuse.options import THREADS, Choice
 from normfuse.verb import Verb, echo, print_json
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _interrupts(checkpoint: str | None) -> Iterator[None]:
 @click.option("-o", "--output", type=click.Path(), help="Where to write the model with its new statistics.")
 @click.option(
     "--estimator",
-    type=click.Choice(["mean", "pooled"]),
+    type=Choice(["mean", "pooled"]),
     default="mean",
     show_default=True,
     help="The mean over batches, or the moments of all elements together, for batches of uneven sizes.",

@@ -18,6 +18,7 @@ from normfuse.options import (
     SHAPE,
     TARGET,
     THREADS,
+    Choice,
     Shapes,
     read_arrays,
 )
@@ -45,7 +46,7 @@ _COMPARING = ("provider", "seeds")
 @SELECT
 @IGNORE
 @FREEZE
-@click.option("--provider", type=click.Choice(["cpu", "cuda"]), help="Who runs MODEL and CANDIDATE. [default: cpu]")
+@click.option("--provider", type=Choice(["cpu", "cuda"]), help="Who runs MODEL and CANDIDATE. [default: cpu]")
 @click.option("--seeds", type=click.IntRange(min=1), default=2, show_default=True, help="Sets of random inputs.")
 @BUDGET
 @DATA

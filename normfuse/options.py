@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from normfuse.alike import did_you_mean
 from normfuse.errors import NormfuseError
 from normfuse.target import PROVIDERS
 
@@ -27,6 +28,15 @@ def read_shapes(ctx: click.Context, param: click.Parameter, values: tuple[str, .
             raise click.BadParameter(f"{value!r} is not an input's name and shape, such as images=1x3x224x224")
         shapes[name] = tuple(int(size) for size in sizes)
     return shapes
+
+
+class Choice(click.Choice[str]):
+    """Names to choose from, which asks for what one may have meant."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """The message for another name."""
+        message = super().get_invalid_choice_message(value, ctx)
+        return f"{message} {did_you_mean(str(value), self.choices).capitalize()}".rstrip()
 
 
 def complete_rule(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -85,9 +95,7 @@ SHAPE = click.option(
     help="Shape of an input with dynamic dimensions, such as x=1x3x48x320. Repeatable.",
 )
 THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads the model will run on. [default: all]")
-TARGET = click.option(
-    "--target", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="Where it will run."
-)
+TARGET = click.option("--target", type=Choice(PROVIDERS), default="cpu", show_default=True, help="Where it will run.")
 _SECONDS: dict[str, Any] = {
     "type": click.FloatRange(min=0),
     "default": 60.0,

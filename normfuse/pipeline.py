@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import onnx_ir as ir
 
+from normfuse.alike import did_you_mean
 from normfuse.arguments import check
 from normfuse.errors import NormfuseError, ParityError
 from normfuse.model import Source, load, restore_kind
@@ -356,16 +357,9 @@ def check_rules(select: Collection[str], ignore: Collection[str]) -> None:
         for name in chosen:
             if name in known:
                 continue
-            import difflib
-
-            near = difflib.get_close_matches(name, known, 1)
-            stage = (
-                "; only rules of FOLD, BLOCKS and LOWER can be selected"
-                if name in (rule.name for rule in rules())
-                else ""
-            )
-            hint = f"did you mean {near[0]!r}?" if near else f"see `normfuse explain`{stage}"
-            raise NormfuseError(f"unknown rule {name!r}; {hint}")
+            if name in (rule.name for rule in rules()):
+                raise NormfuseError(f"rule {name!r} cannot be selected; only rules of FOLD, BLOCKS and LOWER can")
+            raise NormfuseError(f"unknown rule {name!r}; {did_you_mean(name, known) or 'see `normfuse explain`'}")
 
 
 def _typed_names(model: ir.Model) -> set[str]:

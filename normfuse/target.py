@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Literal, Self, cast, get_args
 
+from normfuse.alike import did_you_mean
 from normfuse.errors import NormfuseError
 
 Provider = Literal["portable", "cpu", "cuda"]
@@ -57,8 +58,5 @@ class Target:
 
 
 def _hint(name: object) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(name.lower(), PROVIDERS, 1) if isinstance(name, str) else []
-    choice = f"choose one of {', '.join(PROVIDERS)}"
-    return f"did you mean {near[0]!r}? ({choice})" if near else choice
+    question = did_you_mean(name, PROVIDERS) if isinstance(name, str) else ""
+    return f"choose one of {', '.join(PROVIDERS)}{question and '; '}{question}"

@@ -690,3 +690,36 @@ def test_names_of_a_model_give_the_terminal_no_orders() -> None:
             console.print_parity(shown) if isinstance(shown, Parity) else tables.print_table(shown)
         assert escaped in out.getvalue()
         assert not set(out.getvalue()) & set("\x1b\x9b\u2028\u202e")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["explain", "conv-aftr"], "did you mean 'conv-after'"),
+        (["explain", "Conv_After"], "did you mean 'conv-after'?"),
+        (["explain", "lowr"], "did you mean 'lower'"),
+        (["explain", "xyzzy"], "`normfuse explain` lists them"),
+        (["optimize", "absent.onnx", "--dry-run", "--target", "gpu"], "Did you mean 'cuda'?"),
+        (["inspect", "absent.onnx", "--target", "Portable"], "Did you mean 'portable'?"),
+        (["verify", "absent.onnx", "absent.onnx", "--provider", "xyzzy"], "is not one of 'cpu', 'cuda'."),
+        (["calibrate", "absent.onnx", "x.npz", "--estimator", "pool"], "Did you mean 'pooled'?"),
+        (["optimize", "absent.onnx", "--dry-run", "--ignore", "lowr"], "did you mean 'lower'"),
+        (
+            ["optimize", "absent.onnx", "--dry-run", "--select", "freeze"],
+            "only rules of FOLD, BLOCKS and LOWER can",
+        ),
+        (["reduce", "absent.onnx", "--select", "conv-aftr"], "did you mean 'conv-after'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_unknown_names_are_asked_after(arguments: list[str], words: str) -> None:
+    result = CliRunner().invoke(cli.main, arguments)
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(("name", "known"), [("gpu", "'cuda'"), ("CPU", "'cpu'"), ("xyzzy", None)])
+def test_unknown_targets_of_the_api_are_asked_after(name: str, known: str | None) -> None:
+    with pytest.raises(NormfuseError, match="choose one of portable, cpu, cuda") as raised:
+        pipeline.optimize(small_model(), name)
+    assert str(raised.value).endswith(f"did you mean {known}?") == (known is not None)
