@@ -343,34 +343,6 @@ def _distance(y: Array, truth: Array) -> float:
     return float(np.linalg.norm(wide[finite] - truth[finite])) / (norm or 1.0)
 
 
-def signature_difference(reference: ir.Model, candidate: ir.Model) -> str:
-    """What differs between the inputs and outputs that two models declare, or nothing."""
-    for kind, before, after in (
-        ("inputs", inputs_of(reference), inputs_of(candidate)),
-        ("outputs", list(reference.graph.outputs), list(candidate.graph.outputs)),
-    ):
-        names = [[str(value.name) for value in values] for values in (before, after)]
-        if names[0] != names[1]:
-            return f"the {kind} are {', '.join(names[1]) or 'none'}, not {', '.join(names[0]) or 'none'}"
-        for old, new in zip(before, after, strict=True):
-            if old.dtype is not None and new.dtype is not None and old.dtype != new.dtype:
-                return f"{kind[:-1]} {old.name!r} is {new.dtype}, not {old.dtype}"
-            if old.shape is not None and new.shape is not None and not _agree(old.shape, new.shape, kind):
-                return f"{kind[:-1]} {old.name!r} has shape {new.shape}, not {old.shape}"
-    return ""
-
-
-def _agree(old: ir.Shape, new: ir.Shape, kind: str) -> bool:
-    """Whether a declared shape takes over another; an input must not lose a dynamic dimension."""
-    if len(old) != len(new):
-        return False
-    for before, after in zip(old, new, strict=True):
-        fixed = isinstance(after, int) and after >= 0
-        if fixed and (before != after if isinstance(before, int) and before >= 0 else kind == "inputs"):
-            return False
-    return True
-
-
 def hidden_values(reference: ir.Model, candidate: ir.Model) -> list[Hidden]:
     """What stands in front of the saturating operators at the outputs, where both models have the same one."""
     found = []

@@ -16,11 +16,12 @@ import onnx_ir as ir
 
 from normfuse import cut
 from normfuse.arguments import check
-from normfuse.contest import Contest, signature_difference
+from normfuse.contest import Contest
 from normfuse.culprits import minimal
 from normfuse.cut import Case
 from normfuse.divergence import Compared, Divergence
 from normfuse.errors import NormfuseError
+from normfuse.interface import interface_difference
 from normfuse.metric import UNJUDGED
 from normfuse.model import Source, load
 from normfuse.passes.journal import Journal
@@ -172,8 +173,8 @@ def reduce(
         )
     if parity.passed:
         return Reduction(parity, changed=len(made or ()), changes=None if made is None else ())
-    if signature_difference(original, model):
-        return Reduction(parity, parity.reason, notes=("models of other inputs or outputs cannot be reduced",))
+    if interface_difference(original, model):
+        return Reduction(parity, parity.reason, notes=("models of other inputs or outputs cannot be reduced yet",))
     if parity.reason.startswith(UNJUDGED):
         return Reduction(parity, parity.reason)
     say("looking for a probe that fails")

@@ -30,9 +30,10 @@ import onnx_ir as ir
 
 from normfuse.apart import FORMULA, are_apart, take_apart
 from normfuse.arguments import check
-from normfuse.contest import Array, Contest, signature_difference
+from normfuse.contest import Array, Contest
 from normfuse.errors import NormfuseError, ParityError
 from normfuse.foreign import Foreign
+from normfuse.interface import interface_difference
 from normfuse.judging import Deck, Judgement, judge
 from normfuse.metric import BLIND, UNJUDGED, OutputParity
 from normfuse.model import Source, load
@@ -135,9 +136,10 @@ def verify(
     check(data=data, seeds=seeds, budget=budget, provider=provider, shapes=shapes, progress=progress)
     say = progress or (lambda doing: None)
     models = _loaded(reference), _loaded(candidate)
-    difference = signature_difference(*models) or next(filter(None, map(unprovable, models)), "")
-    if difference:
-        return Parity(False, math.inf, (), reason=difference)
+    if difference := interface_difference(*models):
+        return Parity(False, math.inf, (), reason=difference.what, notes=(difference.hint,))
+    if random := next(filter(None, map(unprovable, models)), ""):
+        return Parity(False, math.inf, (), reason=random)
     say("loading both models")
     contest = Contest(*models, provider, stand_in=stand_in)
     deck, notes = deck_of(contest, data, shapes)

@@ -1,6 +1,7 @@
 """`reduce` names the value and the change that make a model wrong, and writes a case that shows it."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -228,6 +229,35 @@ def test_models_of_another_signature_are_not_reduced() -> None:
     assert found.diverges
     assert found.case is None
     assert "the inputs are z, not x" in found.reason
+    assert "cannot be reduced" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("signature", "what", "hint"),
+    [
+        ("(float[N,4] z, float[N,4] u) => (float[N,4] y)", "the inputs are z, u, not x, u", "the same names"),
+        ("(float[N,4] u, float[N,4] x) => (float[N,4] y)", "the inputs are u, x, not x, u", "in one order"),
+        ("(float[N,4] x) => (float[N,4] y)", "the inputs are x, not x, u", "what the other has not"),
+        ("(float[N,4] x, float[N,4] u) => (float[N,4] w)", "the outputs are w, not y", "output_names of torch"),
+        ("(float[2,4] x, float[N,4] u) => (float[N,4] y)", "has shape [2,4]", "the same dimensions dynamic"),
+        ("(float[4] x, float[N,4] u) => (float[N,4] y)", "has shape [4]", "the same number of dimensions"),
+        ("(float[N,4] x, float[N,4] u) => (float[N,5] y)", "has shape [N,5]", "for the same sizes"),
+        ("(double[N,4] x, float[N,4] u) => (float[N,4] y)", "is DOUBLE, not FLOAT", "a Cast beside it"),
+    ],
+)
+def test_what_to_do_about_another_signature_is_said(signature: str, what: str, hint: str) -> None:
+    first, *_, output = re.findall(r"(?<=\] )\w+", signature)
+    candidate = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> g {signature} {{ {output} = Identity({first}) }}'
+    )
+    reference = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,4] x, float[N,4] u) => (float[N,4] y) { y = Add(x, u) }
+    """)
+    parity = verify(reference, candidate)
+    assert not parity.passed
+    assert what in parity.reason
+    assert any(hint in note for note in parity.notes)
 
 
 @given(st.integers(0, 30), st.data())
