@@ -285,6 +285,9 @@ def _attribute(name: str, attribute: ir.Attr) -> Iterator[bytes]:
     match attribute.type:
         case ir.AttributeType.TENSOR:
             yield from _tensor(name, attribute.as_tensor())
+        case ir.AttributeType.TENSORS:
+            for tensor in attribute.as_tensors():
+                yield from _tensor(name, tensor)
         case ir.AttributeType.GRAPH:
             yield name.encode()
             yield from _parts(attribute.as_graph())

@@ -178,16 +178,19 @@ def optimize(
         console.print_report(report, {rule.name: rule for rule in pipeline.rules()}, verbose=verbose)
         if tuner is not None:
             echo(str(tuner))
-        echo(_closing_line(written, passed, dry_run, check, len(report.changes)))
-        if not passed and report.changes:
+        judged = report.parity is None or report.parity.judged
+        echo(_closing_line(written, passed, judged, dry_run, check, len(report.changes)))
+        if not passed and judged and report.changes:
             echo(f"`normfuse reduce {model}` finds the changes that are to blame; --ignore RULE leaves them out")
     end(passed and not (check and report.changes))
 
 
-def _closing_line(written: str | None, passed: bool, dry_run: bool, check: bool, changes: int) -> str:
+def _closing_line(written: str | None, passed: bool, judged: bool, dry_run: bool, check: bool, changes: int) -> str:
     """What became of the output file, in one line."""
     if written is not None:
         return f"written: {written}"
+    if not judged:
+        return "nothing written: nothing could be judged"
     if not passed:
         return "nothing written: the result does not compute what the original computes"
     if check:

@@ -22,7 +22,6 @@ from normfuse.cut import Case
 from normfuse.divergence import Compared, Divergence
 from normfuse.errors import NormfuseError
 from normfuse.interface import interface_difference
-from normfuse.metric import UNJUDGED
 from normfuse.model import Source, load
 from normfuse.passes.journal import Journal
 from normfuse.pipeline import Settings, check_rules, prove, rewrite
@@ -175,7 +174,7 @@ def reduce(
         return Reduction(parity, changed=len(made or ()), changes=None if made is None else ())
     if interface_difference(original, model):
         return Reduction(parity, parity.reason, notes=("models of other inputs or outputs cannot be reduced yet",))
-    if parity.reason.startswith(UNJUDGED):
+    if not parity.judged:
         return Reduction(parity, parity.reason)
     say("looking for a probe that fails")
     contest = Contest(original, model, where, stand_in=candidate is None)

@@ -69,10 +69,14 @@ class Parity:
     reason: str = ""
     worst: tuple[Worst, ...] = ()
 
+    @property
+    def judged(self) -> bool:
+        """Whether anything could be judged; where not, it has not passed."""
+        return not self.reason.startswith(UNJUDGED)
+
     def against(self, title: str) -> str:
         """Why it failed, as what is said of a result that was made of `title`."""
-        judged = not self.reason.startswith(UNJUDGED)
-        return f"the result does not compute what the {title} computes: {self.reason}" if judged else self.reason
+        return f"the result does not compute what the {title} computes: {self.reason}" if self.judged else self.reason
 
     @property
     def bits_lost(self) -> float:
@@ -201,6 +205,18 @@ def _parity(judgement: Judgement, outputs: Sequence[OutputParity], notes: list[s
     ratio = math.inf if judgement.failure or not outputs else max(verdict.ratio for verdict in outputs)
     everything = tuple(dict.fromkeys([*notes, *judgement.notes]))
     return Parity(not reason, ratio, tuple(outputs), everything, judgement.judged_by, judgement.probes, reason)
+
+
+def of_unchanged(parity: Parity) -> Parity:
+    """The verdict on a model that nothing was changed of, where nothing could be judged: it computes what it computes.
+
+    Any other verdict stays as it is.
+    """
+    if parity.judged:
+        return parity
+    rows = tuple(row if row.passed else replace(row, passed=True, ratio=1.0, reason="") for row in parity.outputs)
+    note = f"{parity.reason}; it passes, as nothing was changed: the result is the same model"
+    return replace(parity, passed=True, ratio=1.0, outputs=rows, reason="", notes=(*parity.notes, note))
 
 
 def deck_of(contest: Contest, data: Data, shapes: Mapping[str, Sequence[int] | int] | None) -> tuple[Deck, list[str]]:

@@ -723,3 +723,36 @@ def test_unknown_targets_of_the_api_are_asked_after(name: str, known: str | None
     with pytest.raises(NormfuseError, match="choose one of portable, cpu, cuda") as raised:
         pipeline.optimize(small_model(), name)
     assert str(raised.value).endswith(f"did you mean {known}?") == (known is not None)
+
+
+UNCHANGED = "y = Relu(a)"
+NAN_EVERYWHERE = {
+    UNCHANGED: 0,
+    "y = Identity(a)": 1,
+    "b = Mul(a, two) y = Mul(b, two)": 1,
+    "b = Relu(a) unread = Neg(b) y = Tanh(b)": 1,
+}
+"""What stands behind a logarithm of negative numbers, and the exit status of `optimize`."""
+
+
+@pytest.mark.parametrize("behind", NAN_EVERYWHERE)
+def test_a_model_that_cannot_be_judged_passes_only_where_nothing_is_changed(tmp_path: Path, behind: str) -> None:
+    text = f"""
+        <ir_version: 8, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 2] y)
+        <float[1] far = {{-100000}}{", float[1] two = {2}" * ("two" in behind)}>
+        {{ s = Tanh(x) t = Add(s, far) a = Log(t) {behind} }}
+    """
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    result = CliRunner().invoke(cli.main, ["optimize", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "out.onnx")])
+    assert result.exit_code == NAN_EVERYWHERE[behind], result.output
+    assert (tmp_path / "out.onnx").exists() is (behind == UNCHANGED)
+    assert "nothing could be judged: output 'y' is NaN or infinite on every probe" in result.output
+    assert ("it passes, as nothing was changed" in result.output) is (behind == UNCHANGED)
+    assert ("nothing written: nothing could be judged" in result.output) is (behind != UNCHANGED)
+    assert "does not compute what" not in result.output
+    assert "normfuse reduce" not in result.output
+
+
+def test_another_verdict_on_what_was_not_changed_stays() -> None:
+    failed = Parity(False, 3.0, (), reason="output 'y' is wrong")
+    assert verification.of_unchanged(failed) is failed
