@@ -54,7 +54,7 @@ def read_examples(ctx: click.Context, param: click.Parameter, values: tuple[str,
     help="Example input, such as x:batch=2,3,224,224 or ids:1,16:int64; a name makes an axis dynamic. Repeatable.",
 )
 @click.option("--static", is_flag=True, help="Make no axis dynamic.")
-@click.option("--train", is_flag=True, help="Export parts that are in training mode so; there is no proof then.")
+@click.option("--train", is_flag=True, help="Export parts that are in training mode so.")
 @TARGET
 @THREADS
 @click.option("--opset", type=click.IntRange(min=1), metavar="N", help="Write this opset, 18 or above. [default: 20]")

@@ -86,6 +86,8 @@ def print_report(report: Report, rules: "Mapping[str, Rule]", *, verbose: bool =
         print_lines(_certified(report.certificates))
     if report.parity is not None:
         print_parity(report.parity, table=verbose or not report.parity.passed)
+    if report.unproved:
+        print_lines(f"NOT PROVED: {report.unproved}")
 
 
 def _certified(certificates: Sequence[Certificate]) -> str:

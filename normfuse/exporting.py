@@ -22,6 +22,7 @@ from normfuse.errors import ExportError, NormfuseError, ParityError, TargetError
 from normfuse.leftovers import folder_beside
 from normfuse.model import check_output, load, save
 from normfuse.pipeline import Result, Settings, check_rules, prove, rewrite
+from normfuse.randomness import unprovable
 from normfuse.report import Counts, Report
 from normfuse.serialization import is_large
 from normfuse.storage import destination
@@ -72,7 +73,9 @@ def export(
             `torch.export.Dim`; None for what is static.
         input_names: names for the inputs of the graph; those of the parameters where empty.
         output_names: names for its outputs.
-        training: whether parts that are in training mode are exported so. There is no proof against the module then.
+        training: whether parts that are in training mode are exported so: BatchNorm by the statistics of the batch; its
+            running statistics stay as they are. Where the outputs depend on chance then, as behind an active dropout,
+            nothing is proved: `report.unproved` says so.
         translations: for `torch.onnx.export(custom_translation_table=…)`; these rows go before ours.
         optimize: whether to optimize for the target; else the file holds what was captured, and functions of the domain
             `normfuse` where the opset has no operator for a normalization.
@@ -137,19 +140,26 @@ def export(
             captured = _mapped(captured, os.fspath(path), held)
         settings: Settings = {"threads": where.threads, "select": select, "ignore": ignore, "shapes": shapes}
         settings |= {"opset": wanted if wanted > OPSETS[-1] else None}
-        reference = None
-        if verify and not (training and modes):
+        reference, unproved = None, ""
+        if verify and training and modes and (chance := unprovable(captured)):
+            unproved = f"nothing was proved against {type(module).__name__} in training mode: {chance}"
+        elif verify:
             from normfuse.modules import torch_module
 
-            reference = torch_module(module, _inputs(module, positional, named), like=captured)
-        result = _optimized(captured, where, reference, settings, optimize, verify, verify_budget, data, say)
+            inputs = _inputs(module, positional, named)
+            reference = torch_module(module, inputs, like=captured, training=training)
+        proves = verify and not unproved
+        result = _optimized(captured, where, reference, settings, optimize, proves, verify_budget, data, say)
+        result.report.unproved = unproved
+        if unproved:
+            warnings.warn(unproved, stacklevel=2)
         if layers and reference is not None:
             from normfuse.layers import layer_parity
 
             say("comparing the parts of the module")
             inputs = _inputs(module, positional, named)
             result.report.parts = layer_parity(
-                module, inputs, captured, budget=verify_budget, shapes=shapes, progress=say
+                module, inputs, captured, budget=verify_budget, shapes=shapes, training=training, progress=say
             )
         parity = result.report.parity
         if parity is not None and not parity.passed:

@@ -12,7 +12,8 @@ BatchNormalization      γ · (x − E[x]) / √(Var[x] + ε) + β with stored s
 BatchStatistics         γ · (x − μ) / √(Var + ε) + β with the statistics of the batch
 ======================= =====================================================================================
 
-`WideGroupNormalization` and `WideRMSNormalization` have their statistics in float32, for an x that is narrower.
+`WideGroupNormalization`, `WideRMSNormalization` and `WideBatchStatistics` have their statistics in float32, for an x
+that is narrower.
 """
 
 import re
@@ -83,12 +84,16 @@ _BATCH_NORM = """BatchNormalization <epsilon> (x, scale, bias, mean, var) => (y)
 
 _BATCH_STATISTICS = """BatchStatistics <axes, epsilon> (x, scale, bias) => (y) {
     over = Constant <value_ints: ints = @axes> ()
-    kept = ReduceMean (x, over)
-    centred = Sub (x, kept)
+    wide = widen (x)
+    kept = ReduceMean (wide, over)
+    centred = Sub (wide, kept)
     square = Mul (centred, centred)
-    mean = ReduceMean <keepdims: int = 0> (x, over)
+    mean = ReduceMean <keepdims: int = 0> (wide, over)
     variance = ReduceMean <keepdims: int = 0> (square, over)
-    y = BatchNormalization <epsilon: float = @epsilon> (x, scale, bias, mean, variance)
+    wide_scale = widen (scale)
+    wide_bias = widen (bias)
+    normalized = BatchNormalization <epsilon: float = @epsilon> (wide, wide_scale, wide_bias, mean, variance)
+    y = narrow (normalized)
 }"""
 
 
@@ -98,8 +103,8 @@ def _same(body: str) -> str:
 
 
 def _wide(body: str) -> str:
-    """The statistics in float32, γ and β behind the way back."""
-    wide = body.replace("widen (x)", "Cast <to: int = 1> (x)")
+    """The statistics in float32, γ and β of the other norms behind the way back."""
+    wide = re.sub(r"\bwiden \(", "Cast <to: int = 1> (", body)
     return "Wide" + re.sub(r"\bnarrow \((\w+)\)", r"CastLike (\1, x)", wide)
 
 
@@ -112,9 +117,8 @@ FUNCTIONS: dict[str, onnx.FunctionProto] = {
     for one in map(
         _parsed,
         (
-            *(spelled(body) for body in (_GROUP_NORM, _RMS_NORM) for spelled in (_same, _wide)),
+            *(spelled(body) for body in (_GROUP_NORM, _RMS_NORM, _BATCH_STATISTICS) for spelled in (_same, _wide)),
             _BATCH_NORM,
-            _BATCH_STATISTICS,
         ),
     )
 }

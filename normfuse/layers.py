@@ -16,7 +16,7 @@ import torch
 
 from normfuse.calls import called_like, to_array, to_tensor
 from normfuse.foreign import signature
-from normfuse.modules import TorchModule
+from normfuse.modules import TorchModule, copied
 from normfuse.verification import Parity, verify
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -57,21 +57,24 @@ def layer_parity(
     *,
     budget: float = 60.0,
     shapes: Mapping[str, Any] | None = None,
+    training: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Parity | None:
     """Judges the parts of a module.
 
     Args:
-        module: the module in eval mode.
+        module: the module in the mode in which it was exported.
         inputs: an example of what it takes, as `normfuse.modules.torch_module` takes it.
         captured: what torch.onnx made of it.
         budget: seconds that float64 may take.
         shapes: shapes by input name, or sizes by the name of a dynamic dimension.
+        training: whether that is training mode.
         progress: called with what is being done.
 
     Returns:
         a parity whose outputs are called by the paths of the parts; None where no part has one output of its own.
     """
+    module = copied(module)
     found = part_outputs(captured, [path for path, _ in module.named_modules() if path])
     call = called_like(module, inputs, [name for name, _, _ in signature(captured)[0]])
     args, kwargs = call.arguments({name: to_tensor(array) for name, array in call.example.items()})
@@ -81,7 +84,8 @@ def layer_parity(
     if not found:
         return None
     candidate = _with_parts(captured, found)
-    reference = TorchModule(Tapped(module, list(found)).eval(), call, candidate)
+    tapped = Tapped(module, list(found))
+    reference = TorchModule(tapped if training else tapped.eval(), call, candidate, training=training)
     example = [call.example]
     return verify(reference, candidate, data=example, budget=budget, stand_in=True, shapes=shapes, progress=progress)
 

@@ -1,11 +1,12 @@
 """torch modules in a verification: as they are, and in float64.
 
-    y = a copy of the module in eval mode, on its own device, in its own types
+    y = a copy of the module, on its own device, in its own types
     y64 = a copy of it on the CPU, parameters and buffers in float64
 
 Nothing is run but deep copies, so the module stays as it is: its training flags, hooks, device, types and buffers. A
-module in training mode is judged as it computes in eval mode, which is what exporters write and what can be proved: in
-training mode a result depends on the batch and on chance. A note says so.
+module in training mode is judged as it computes in eval mode, which is what exporters write; or, where that is asked
+for, in the mode that it is in, each time from the buffers that it came with. A note says which. What depends on chance
+cannot be proved in any mode.
 
 In the float64 copy no operator may make a narrower float (`normfuse.wide`).
 """
@@ -13,7 +14,7 @@ In the float64 copy no operator may make a narrower float (`normfuse.wide`).
 import copy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -48,7 +49,15 @@ def is_module(source: object) -> bool:
 class TorchModule(Foreign):
     """A torch module that takes part in a verification."""
 
-    def __init__(self, module: Any, call: Call, like: ir.Model | None = None, outputs: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        module: Any,
+        call: Call,
+        like: ir.Model | None = None,
+        outputs: Sequence[str] = (),
+        *,
+        training: bool = False,
+    ) -> None:
         """Declares what a module takes and gives.
 
         Args:
@@ -56,13 +65,16 @@ class TorchModule(Foreign):
             call: how it is called.
             like: an ONNX model with the same inputs and outputs; else the example of the call tells them.
             outputs: names of the outputs where there is no such model.
+            training: whether parts that are in training mode are judged so.
 
         Raises:
             NormfuseError: it cannot be copied.
         """
-        self._module, self._call = _copied(module), call
-        training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
-        self._module.eval()
+        self._module, self._call = copied(module), call
+        modes = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
+        self._restores = training
+        if not training:
+            self._module.eval()
         self._ran: Ran | None = None
         if like is not None:
             inputs, declared = signature(like)
@@ -74,15 +86,16 @@ class TorchModule(Foreign):
         kinds = {_FLOATS[str(tensor.dtype)] for tensor in tensors if str(tensor.dtype) in _FLOATS}
         super().__init__(inputs, declared, title=type(module).__name__, kinds=kinds, like=like)
         self.example = call.example
-        if training:
-            parts = f"{training[0]!r}" + (f" and {len(training) - 1} more" if len(training) > 1 else "")
-            self.notes = (f"the torch module is in training mode ({parts}): judged as it computes in eval mode",)
+        if modes:
+            parts = f"{modes[0]!r}" + (f" and {len(modes) - 1} more" if len(modes) > 1 else "")
+            how = "by the statistics of the batch" if training else "as it computes in eval mode"
+            self.notes = (f"the torch module is in training mode ({parts}): judged {how}",)
 
     def runner(self, name: str) -> "Ran":
         """The module as it is."""
         if self._ran is None:
             outputs = [str(value.name) for value in self.graph.outputs]
-            self._ran = Ran(self._module, self._call, outputs, name)
+            self._ran = Ran(self._module, self._call, outputs, name, restores=self._restores)
         return self._ran
 
     def truth(self, *, widens: bool = True) -> "Wide":
@@ -97,7 +110,7 @@ class TorchModule(Foreign):
         from normfuse.wide import Wide
 
         try:
-            module = _copied(self._module).to("cpu").double()
+            module = copied(self._module).to("cpu").double()
         except Exception as error:
             raise OracleError(f"the torch module has no form in float64: {in_one_line(error)}") from error
         return Wide(module, self._call, [str(value.name) for value in self.graph.outputs], widens=widens)
@@ -108,7 +121,7 @@ class TorchModule(Foreign):
 
         rng = np.random.default_rng(2)
         other = copy.copy(self)
-        other._module, other._ran = _copied(self._module), None
+        other._module, other._ran = copied(self._module), None
         with torch.no_grad():
             for weight in other._module.parameters():
                 if weight.ndim > 1:
@@ -116,7 +129,9 @@ class TorchModule(Foreign):
         return other
 
 
-def torch_module(module: Any, inputs: Any = None, like: ir.Model | None = None) -> TorchModule:
+def torch_module(
+    module: Any, inputs: Any = None, like: ir.Model | None = None, *, training: bool = False
+) -> TorchModule:
     """A module ready to take part.
 
     Args:
@@ -124,6 +139,7 @@ def torch_module(module: Any, inputs: Any = None, like: ir.Model | None = None) 
         inputs: what it is called with, as for `torch.onnx.export`: a tensor or array, a tuple of positional or a dict
             of keyword arguments, nested as the module wants them. What is neither tensor nor array stays as it is.
         like: an ONNX model with the same inputs and outputs, from which names, types and shapes are taken.
+        training: whether parts that are in training mode are judged so.
 
     Raises:
         NormfuseError: it cannot be copied, its parameters are not made yet, its inputs are not known, or not those of
@@ -145,20 +161,22 @@ def torch_module(module: Any, inputs: Any = None, like: ir.Model | None = None) 
     else:
         raise NormfuseError("nothing says what the torch modules take: give inputs=(...), as for torch.onnx.export")
     if like is not None:
-        return TorchModule(module, call, like)
-    first = Ran(_copied(module).eval(), call, None, "the torch module")
+        return TorchModule(module, call, like, training=training)
+    first = Ran(copied(module).eval(), call, None, "the torch module")
     first.run(call.example)
     return TorchModule(module, call, None, first.outputs or ())
 
 
 class Ran:
-    """A module in eval mode on its own device and in its own types.
+    """A module in its own mode, on its own device and in its own types.
 
     Attributes:
         outputs: names of the outputs; until it is run first they may not be known.
     """
 
-    def __init__(self, module: Any, call: Call, outputs: Sequence[str] | None, name: str) -> None:
+    def __init__(
+        self, module: Any, call: Call, outputs: Sequence[str] | None, name: str, *, restores: bool = False
+    ) -> None:
         """Takes a module that nobody else runs.
 
         Args:
@@ -166,7 +184,9 @@ class Ran:
             call: how it is called.
             outputs: names of the outputs, where they are known.
             name: what error messages call it.
+            restores: whether each run begins with the buffers that it came with.
         """
+        self._restores = restores
         self.outputs = outputs
         self._module, self._call, self._name = module, call, name
         self._sure = False
@@ -196,7 +216,7 @@ class Ran:
 
         device = next((t.device for t in (*self._module.parameters(), *self._module.buffers())), "cpu")
         try:
-            with torch.no_grad():
+            with torch.no_grad(), same_buffers(self._module) if self._restores else nullcontext():
                 args, kwargs = self._call.arguments({n: to_tensor(inputs[n]).to(device) for n in self._call.names})
                 leaves = outputs_of(self._module(*args, **kwargs))
         except NormfuseError:
@@ -242,6 +262,22 @@ def _alike(y: Array, other: Array) -> bool:
 
 
 @contextmanager
+def same_buffers(module: Any) -> Iterator[None]:
+    """Leaves the buffers of a module as they were, such as the running statistics that training mode moves."""
+    kept = [
+        (part, name, tensor, tensor.clone())
+        for part in module.modules()
+        for name, tensor in part.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        for part, name, tensor, content in kept:
+            tensor.copy_(content)
+            setattr(part, name, tensor)
+
+
+@contextmanager
 def _leaves(module: Any) -> Iterator[None]:
     """Cuts off for a while how weights were computed of others, such as by the hooks of an old weight norm.
 
@@ -264,7 +300,12 @@ def _leaves(module: Any) -> Iterator[None]:
             vars(part)[name] = tensor
 
 
-def _copied(module: Any) -> Any:
+def copied(module: Any) -> Any:
+    """A deep copy of a module.
+
+    Raises:
+        NormfuseError: it cannot be copied.
+    """
     try:
         with _leaves(module):
             return copy.deepcopy(module)

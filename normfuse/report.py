@@ -160,6 +160,7 @@ class Report:
             was switched off.
         left_out: rule, nodes and reason of each change that was rolled back because its certificate failed.
         parity: the result of the numerical check, or None where it was switched off.
+        unproved: why nothing was proved though it should have been, in one line.
         parts: where a torch module was exported and its parts were compared, how each of them fared.
     """
 
@@ -171,6 +172,7 @@ class Report:
     left_out: list[tuple[str, tuple[str, ...], str]] = field(default_factory=list)
     parity: "Parity | None" = None
     parts: "Parity | None" = None
+    unproved: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values."""
@@ -183,6 +185,7 @@ class Report:
             "certificates": [asdict(certificate) for certificate in self.certificates],
             "parity": None if self.parity is None else self.parity.to_dict(),
             **({} if self.parts is None else {"parts": self.parts.to_dict()}),
+            **({} if not self.unproved else {"unproved": self.unproved}),
         }
 
 

@@ -8,7 +8,8 @@ rms_norm       normfuse::RMSNormalization    RMSNormalization from opset 23 on
 layer_norm     LayerNormalization            the same
 instance_norm  InstanceNormalization         the same; with running statistics a BatchNormalization
 batch_norm     normfuse::BatchNormalization  BatchNormalization; torch names it _native_batch_norm_legit
-batch_norm     normfuse::BatchStatistics     a function: by the statistics of the batch
+batch_norm     normfuse::BatchStatistics     a function: by the statistics of the batch; where running statistics
+                                             are kept as well, torch names it _native_batch_norm_legit_functional
 ============== ============================= =====================================================
 
 Where the opset has no such operator, the function of that name stays, whose body is standard (`normfuse.functions`).
@@ -27,9 +28,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxscript
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset18
 
 from normfuse import functions
+
+op: Any = opset18
+"""Its own types are those of arrays."""
 
 _OWN = onnxscript.values.Opset(functions.DOMAIN, 1)
 _CALL = {name: onnxscript.values.Op(_OWN, name, functions.schema(name)) for name in functions.FUNCTIONS}
@@ -122,13 +126,50 @@ def batch_statistics(x: Any, weight: Any, bias: Any, training: bool, momentum: f
     """γ · (x − μ) / √(Var + ε) + β with the statistics of the batch, where no others are kept."""
     shape = (_size(x, 1),)
     scale, shift = _parameter(weight, 1.0, shape, x), _parameter(bias, 0.0, shape, x)
-    axes = [axis for axis in range(len(x.shape)) if axis != 1]
-    return (_CALL["BatchStatistics"](x, scale, shift, axes=axes, epsilon=eps),)
+    return (_CALL[_wide("BatchStatistics", x)](x, scale, shift, axes=_all_but_channels(x), epsilon=eps),)
+
+
+@_row(torch.ops.aten._native_batch_norm_legit_functional.default)
+def batch_norm_in_training(
+    x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, momentum: float, eps: float
+) -> tuple[Any, ...]:
+    """The same where running statistics are kept as well: only what reads them later sees them move.
+
+    Returns:
+        y, μ, 1 / √(Var + ε), (1 − m) · E + m · μ and (1 − m) · V + m · n / (n − 1) · Var, with m the momentum.
+    """
+    if not training:
+        inverse = op.Reciprocal(op.Sqrt(op.Add(running_var, op.CastLike(eps, running_var))))
+        y = batch_norm(x, weight, bias, running_mean, running_var, momentum, eps)
+        # copies, for torch.onnx renames what it is given
+        return (*y, op.Identity(running_mean), inverse, op.Identity(running_mean), op.Identity(running_var))
+    axes = op.Constant(value_ints=_all_but_channels(x))
+    wide = x if x.dtype == running_mean.dtype else op.Cast(x, to=int(running_mean.dtype))
+    kept = op.ReduceMean(wide, axes)
+    centred = op.Sub(wide, kept)
+    square = op.Mul(centred, centred)
+    mean, variance = op.ReduceMean(wide, axes, keepdims=0), op.ReduceMean(square, axes, keepdims=0)
+    count = op.Div(op.Size(x), op.Shape(x, start=1, end=2))
+    unbiased = op.Div(op.ReduceSum(square, axes, keepdims=0), op.CastLike(op.Sub(count, 1), wide))
+    old, new = op.CastLike(1.0 - momentum, wide), op.CastLike(momentum, wide)
+    inverse = op.Reciprocal(op.Sqrt(op.Add(variance, op.CastLike(eps, wide))))
+    return (
+        *batch_statistics(x, weight, bias, training, momentum, eps),
+        mean,
+        inverse,
+        op.Add(op.Mul(old, running_mean), op.Mul(new, mean)),
+        op.Add(op.Mul(old, running_var), op.Mul(new, unbiased)),
+    )
 
 
 def _wide(name: str, x: Any) -> str:
     """The function with statistics in float32 where x is narrower, as torch has them."""
     return name if x.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE) else f"Wide{name}"
+
+
+def _all_but_channels(x: Any) -> list[int]:
+    """The axes that the statistics of a batch are taken over."""
+    return [axis for axis in range(len(x.shape)) if axis != 1]
 
 
 def _sizes(shape: Sequence[Any]) -> tuple[int, ...]:

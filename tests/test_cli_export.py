@@ -38,6 +38,12 @@ def training():
     return ready().train()
 
 
+def dropping():
+    module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    module.example_inputs = (torch.randn(2, 4),)
+    return module
+
+
 class Nets:
     net = ready()
 
@@ -113,6 +119,12 @@ class TestExport:
         result = export("nets:ready", "-o", "out.onnx", "--static", "--no-verify")
         assert result.exit_code == 0, result.output
         assert load("out.onnx").graph.inputs[0].shape == [2, 3, 8, 8]
+
+    def test_what_cannot_be_proved_in_training_mode_is_told(self) -> None:
+        result = export("nets:dropping", "-o", "out.onnx", "--train")
+        assert result.exit_code == 0, result.output
+        assert "NOT PROVED: nothing was proved against Sequential in training mode: output" in result.stdout
+        assert "parity" not in result.stdout
 
     def test_training_mode_is_told(self) -> None:
         result = export("nets:training", "-o", "out.onnx", "--no-verify")

@@ -27,6 +27,15 @@ from normfuse.translations import TRANSLATIONS  # noqa: E402
 ATEN = torch.ops.aten
 BATCH = {0: "batch"}
 
+
+class ByTheBatch(nn.BatchNorm2d):
+    """A BatchNorm that reads no running statistics in eval mode either."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = self.running_mean, self.running_var
+        return nn.functional.batch_norm(x, mean, variance, self.weight, self.bias, training=True)
+
+
 ROWS: dict[str, tuple[Any, nn.Module, str, int]] = {
     "group norm": (ATEN.group_norm.default, nn.GroupNorm(2, 4), "GroupNormalization", 99),
     "group norm without γ and β": (
@@ -55,6 +64,12 @@ ROWS: dict[str, tuple[Any, nn.Module, str, int]] = {
     "batch norm by the statistics of the batch": (
         ATEN._native_batch_norm_legit.no_stats,
         nn.BatchNorm2d(4, track_running_stats=False),
+        "BatchStatistics",
+        99,
+    ),
+    "batch norm by the statistics of the batch where running ones are kept": (
+        ATEN._native_batch_norm_legit_functional.default,
+        ByTheBatch(4),
         "BatchStatistics",
         99,
     ),
@@ -286,14 +301,63 @@ class TestMode:
             warnings.simplefilter("error")
             normfuse.export(self.net().eval(), torch.randn(2, 3, 6, 6), verify=False)
 
-    def test_it_is_exported_in_training_mode_where_that_is_asked_for(self) -> None:
-        module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).train()
+    @pytest.mark.parametrize("optimize", [True, False])
+    def test_in_training_mode_it_is_proved_by_the_statistics_of_the_batch(self, optimize: bool, tmp_path: Path) -> None:
+        path = tmp_path / "training.onnx"
+        module, x = self.net()[:2], torch.randn(4, 3, 6, 6) * 5 + 3
+        before = {name: value.clone() for name, value in module.state_dict().items()}
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            result = normfuse.export(module, torch.randn(2, 3, 6, 6), training=True, optimize=False)
-        assert called(result.model) == {"Conv": 1, "normfuse::BatchStatistics": 1}
+            result = normfuse.export(
+                module, x, path, training=True, optimize=optimize, dynamic_shapes=(BATCH,), layers=True, verify_budget=1
+            )
+        parity, parts = result.report.parity, result.report.parts
+        assert parity is not None
+        assert parity.passed
+        assert parity.notes[0] == (
+            "the torch module is in training mode ('Sequential' and 2 more): judged by the statistics of the batch"
+        )
+        assert parts is not None
+        assert parts.passed
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before[name])
+        assert not result.report.unproved
+        if not optimize:
+            assert called(result.model) == {"Conv": 1, "normfuse::BatchStatistics": 1}
+        np.testing.assert_allclose(run(path, input=x)[0], module(x).detach().numpy(), rtol=2e-5, atol=2e-5)
+
+    def test_stored_statistics_in_training_mode_are_not_proved(self) -> None:
+        module = self.net()[:2]
+
+        def stored(x: Any, w: Any, b: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float) -> Any:
+            return op.BatchNormalization(x, w, b, mean, var, epsilon=eps), *(op.Identity(v) for v in (mean, var) * 2)
+
+        rows = {ATEN._native_batch_norm_legit_functional.default: stored}
+        with pytest.raises(ParityError, match="does not compute what the module computes"):
+            normfuse.export(module, torch.randn(4, 3, 6, 6), training=True, translations=rows, verify_budget=1)
+
+    def test_running_statistics_that_are_read_have_moved(self) -> None:
+        class Reader(nn.BatchNorm2d):
+            def forward(self, x: Tensor) -> Tensor:
+                mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
+                return super().forward(x) + (mean * variance)[:, None, None]
+
+        module = Reader(4, momentum=0.25).train()
+        randomize(module)
+        x = torch.randn(3, 4, 5, 6) + 2
+        parity = normfuse.export(module, x, training=True, dynamic_shapes=(BATCH,), verify_budget=1).report.parity
+        assert parity is not None
+        assert parity.passed
+
+    def test_behind_an_active_dropout_nothing_is_proved_and_that_is_said(self, tmp_path: Path) -> None:
+        path = tmp_path / "dropout.onnx"
+        said = r"nothing was proved against Sequential in training mode: output 'relu' depends on Dropout '[^']+'"
+        with pytest.warns(UserWarning, match=said):
+            result = normfuse.export(self.net(), torch.randn(2, 3, 6, 6), path, training=True)
         assert result.report.parity is None
-        assert module.training
+        assert re.match(said, result.report.unproved)
+        assert result.report.to_dict()["unproved"] == result.report.unproved
+        assert path.exists()
 
     def test_it_is_left_as_it_is_where_export_fails(self) -> None:
         module = nn.Sequential(self.net(), Branches())
