@@ -26,6 +26,21 @@ def need(condition: bool, reason: str) -> None:
         raise RefusedError(reason)
 
 
+def form(condition: bool, reason: str) -> None:
+    """A condition on what is computed; where it does not hold, the row is for something else.
+
+    Raises:
+        OtherFormError: with the reason.
+    """
+    if not condition:
+        raise OtherFormError(reason)
+
+
+def not_by_layer_norm(site: NormSite) -> None:
+    """Sums in float32 lose accuracy at large means, as those of LayerNormalization do not."""
+    need("LayerNormalization" not in site.operators, "it is a LayerNormalization, which is more accurate")
+
+
 def plain_root(site: NormSite) -> tuple[Standardize, float]:
     """The description with n in the mean and no α, and the factor that its result must be multiplied by.
 
@@ -216,3 +231,13 @@ def product(dims: Sequence[Dim]) -> int | None:
             return None
         result *= dim
     return result
+
+
+def laid(site: NormSite, sets: int) -> list[int]:
+    """The shape (N, sets, size) for a Reshape of x.
+
+    −1 stands where the size is not known alone: of an empty batch, which detectors have that find nothing, no −1 can
+    be inferred.
+    """
+    size = product(site.dims[1:])
+    return [0, sets, -1 if size is None else size // sets]

@@ -6,6 +6,7 @@ What suits was measured with ONNX Runtime 1.32 on x86-64: `python -m scripts.ben
 from normfuse.passes import lowerings_cuda as cuda
 from normfuse.passes import lowerings_nodes as nodes
 from normfuse.passes import lowerings_standard as laws
+from normfuse.passes import lowerings_windows as windows
 from normfuse.passes.lowering import Lowering, NormSite
 from normfuse.passes.lowering_forms import product
 from normfuse.target import CUDA_OPSET, Provider, Target
@@ -143,7 +144,7 @@ LOWERINGS: tuple[Lowering, ...] = (
         "lower",
         (),
         None,
-        laws.by_products,
+        nodes.by_products,
         "a mean over the channels is a product with a row of 1/C, which needs no Transpose",
         targets=_CPU,
         suits=_many_positions,
@@ -191,7 +192,7 @@ LOWERINGS: tuple[Lowering, ...] = (
         "lower",
         (),
         None,
-        laws.by_window,
+        windows.by_window,
         "a sum over a window of channels is a Conv along them, and d^¾ is √d · √√d",
         targets=_CPU,
         suits=lambda site, target: site.standardize.exponent in (0.5, 0.75, 1.0),
@@ -201,7 +202,7 @@ LOWERINGS: tuple[Lowering, ...] = (
         "lower",
         (),
         None,
-        laws.local_response,
+        windows.local_response,
         "LRN divides by (k + α/n · Σ x²)^β over an odd window of channels",
         targets=("portable", "cuda"),
     ),
@@ -229,7 +230,7 @@ LOWERINGS: tuple[Lowering, ...] = (
         "lower",
         (),
         None,
-        laws.two_pass,
+        nodes.two_pass,
         "E[x²] − E[x]² loses the variance at large means, E[(x − E[x])²] does not",
         targets=_ALL,
     ),
