@@ -24,6 +24,7 @@ from onnxscript import rewriter
 from onnxscript.rewriter.rules import common as rules
 from torch.nn.utils import parametrize
 
+from normfuse import attention
 from normfuse.capture_errors import explained
 from normfuse.capture_shapes import simplify_reshapes
 from normfuse.errors import ExportError, NormfuseError
@@ -108,7 +109,11 @@ def capture(
                 output_names=list(output_names) or None,
                 opset_version=opset,
                 dynamic_shapes=dynamic_shapes,
-                custom_translation_table={**TRANSLATIONS, **(translations or {})},
+                custom_translation_table={
+                    **TRANSLATIONS,
+                    attention.OPERATOR: attention.attention(opset),
+                    **(translations or {}),
+                },
                 dynamo=True,
                 optimize=False,
                 verbose=False,

@@ -15,6 +15,10 @@ from normfuse.errors import ExportError
 
 ADVICE: tuple[tuple[str, str], ...] = (
     (
+        r"complex-valued",
+        "torch.onnx cannot write it for complex numbers: compute with their real and imaginary parts",
+    ),
+    (
         r"No ONNX function found for|No decompositions registered",
         "torch.onnx has no translation of it: write it with other operators, or give one in translations={…}",
     ),

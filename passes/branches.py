@@ -1,22 +1,25 @@
-"""An If whose condition is constant is one of its branches: `known_branches`."""
+"""An If or a Where whose condition is constant is one of its branches: `known_branches`."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import onnx_ir as ir
 
-from normfuse.passes.access import operator
+from normfuse.passes.access import dims, operator
 from normfuse.passes.removal import remove
 from normfuse.passes.weights import Weights, constant_tensor, is_function_body
 
 
 def known_branches(model: ir.Model) -> Iterator[tuple[ir.Node, Callable[[], None]]]:
-    """Each If that always takes the same branch, and what puts the nodes of that branch in its place."""
+    """Each If or Where that always takes the same branch, and what puts that branch in its place."""
     weights: Weights | None = None
     pending = [model.graph, *model.graph.subgraphs()]
     while pending:
         graph = pending.pop()
         for node in tuple(graph):
+            if (chosen := _chosen(node)) is not None:
+                yield node, partial(_pass_on, node, chosen)
+                continue
             branch = _taken(node)
             if branch is None or is_function_body(graph):
                 continue
@@ -36,6 +39,34 @@ def _taken(node: ir.Node) -> ir.Graph | None:
         return None
     chosen = node.attributes.get("then_branch" if bool(condition.numpy().ravel()[0]) else "else_branch")
     return None if chosen is None or chosen.is_ref() else chosen.as_graph()
+
+
+def _chosen(node: ir.Node) -> ir.Value | None:
+    """The value that a Where takes at every place, if it has the dimensions of the result already."""
+    if operator(node) != "Where" or len(node.inputs) != 3:
+        return None
+    condition = constant_tensor(node.inputs[0])
+    if condition is None or not condition.size:
+        return None
+    array = condition.numpy()
+    if not array.all() and array.any():
+        return None
+    chosen = node.inputs[1 if array.all() else 2]
+    sizes = dims(chosen)
+    return chosen if sizes is not None and None not in sizes and sizes == dims(node.outputs[0]) else None
+
+
+def _pass_on(node: ir.Node, value: ir.Value) -> None:
+    """Puts an Identity in the place of a node with one result."""
+    copy = ir.node("Identity", [value], name=node.name)
+    old, new = node.outputs[0], copy.outputs[0]
+    new.type, new.shape = old.type, old.shape
+    assert node.graph is not None
+    node.graph.insert_before(node, copy)
+    name, old.name = old.name, None
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.name = name
+    remove(node)
 
 
 def _put_in_place(node: ir.Node, branch: ir.Graph, graph: ir.Graph | ir.Function, weights: Weights) -> None:

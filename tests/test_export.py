@@ -419,6 +419,15 @@ class Unknown(nn.Module):
         return y
 
 
+class Complex(nn.Module):
+    """A product of complex numbers, as some write rotary embeddings."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = torch.view_as_complex(x[..., :2]).unsqueeze(-1).clone()
+        y: Tensor = torch.view_as_real(torch.polar(x[..., :1].abs(), x[..., :1]) * turned)
+        return y
+
+
 class Fixed(nn.Module):
     """A size that cannot be dynamic."""
 
@@ -437,6 +446,11 @@ class TestErrors:
                 r"cannot export Sequential, 1 \(Unknown\): aten\._?linalg_svd.*no translation of it: write",
             ),
             (
+                Complex(),
+                {},
+                r"cannot export Sequential, 1 \(Complex\): aten\.\w+.*real and imaginary parts",
+            ),
+            (
                 Fixed(),
                 {"dynamic_shapes": ({0: "batch"},)},
                 r"cannot export Sequential.*for every size of a dimension in dynamic_shapes: leave that dimension out",
@@ -444,7 +458,7 @@ class TestErrors:
             (nn.Identity(), {"dynamic_shapes": ({0: "batch"}, {0: "b"})}, "dynamic_shapes must be nested like the arg"),
             (nn.Identity(), {"kwargs": {"other": torch.ones(1)}}, "example inputs are not what the module takes"),
         ],
-        ids=["control flow", "operator", "size", "structure", "arguments"],
+        ids=["control flow", "operator", "complex numbers", "size", "structure", "arguments"],
     )
     def test_one_line_names_the_module_and_what_to_try(
         self, part: nn.Module, arguments: dict[str, Any], message: str, tmp_path: Path

@@ -249,3 +249,23 @@ def test_an_if_whose_condition_is_computed_stays() -> None:
     result = fold(build(text, w=(3,)))
     assert ops(result.model)["If"] == 1
     assert "known-branch" not in rules_of(result)
+
+
+@pytest.mark.parametrize(("flags", "kept"), [([True, True, True], "Mul"), ([False, False, False], "Tanh")])
+def test_a_choice_that_is_always_the_same_is_what_it_takes(flags: list[bool], kept: str) -> None:
+    text = "(float[N,3] x) => (float[N,3] y) { a = Mul(x, w) b = Tanh(x) i = Where(c, a, b) y = Relu(i) }"
+    result = fold(build(text, w=(3,), c=np.array(flags)))
+    assert ops(result.model) == {kept: 1, "Relu": 1}
+    assert "known-branch" in rules_of(result)
+
+
+@pytest.mark.parametrize(
+    ("flags", "choice"),
+    [([True, False, True], "Where(c, x, z)"), ([True] * 3, "Where(c, thin, x)"), ([[[True]]], "Where(c, x, z)")],
+    ids=["both", "one that is broadcast", "a condition of higher rank"],
+)
+def test_a_choice_of_both_or_of_what_is_broadcast_stays(flags: list[bool], choice: str) -> None:
+    text = f"(float[N,3] x, float[N,1] thin, float z) => (y) {{ i = {choice} y = Relu(i) }}"
+    result = fold(build(text, c=np.array(flags)))
+    assert ops(result.model)["Where"] == 1
+    assert "known-branch" not in rules_of(result)
