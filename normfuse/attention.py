@@ -6,7 +6,9 @@ v; a mask of floats holds −∞ there, and the row becomes NaN. Both are writte
 
     y = any(mask) ? softmax(s · q kᵀ + mask) v : 0
 
-What is computed of the mask is the same for all layers that share it, and stands in the file once.
+What is computed of the mask is the same for all layers that share it, and stands in the file once. A mask of floats
+that is a bias, such as one that is learned or computed of the queries, hides nothing, and `drop_choices` takes out the
+Where.
 
 This module imports torch and onnxscript.
 """
@@ -15,6 +17,7 @@ from collections.abc import Callable
 from math import sqrt
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import onnxscript
 import torch
@@ -26,6 +29,21 @@ _23: Any = onnxscript.opset23
 
 ATTENTION_SINCE = 23
 """The opset from which on ONNX has an operator Attention."""
+
+_MOVES = frozenset(
+    {"Cast", "CastLike", "Expand", "Gather", "Identity", "Neg", "Reshape", "Slice", "Split", "Squeeze", "Tile"}
+    | {"Transpose", "Trilu", "Unsqueeze"}
+)
+"""Operators whose first input alone decides whether there is an infinity in the result."""
+
+_MIXES = frozenset({"Add", "Concat", "Max", "Min", "Mul", "Sub", "Sum"})
+"""Operators that give none where no input has one."""
+
+_FINITE = frozenset(
+    {"Conv", "ConvTranspose", "Einsum", "Gemm", "InstanceNormalization", "LayerNormalization", "MatMul", "Sigmoid"}
+    | {"Softmax", "Tanh"}
+)
+"""Operators that nobody makes −∞ with."""
 
 
 def attention(opset: int) -> Callable[..., Any]:
@@ -131,3 +149,48 @@ def _where(seen: Any, y: Any, query: Any) -> Any:
 def _number(value: float, like: Any) -> Any:
     """A number in the dtype of a value."""
     return _18.Constant(value=ir.tensor(value, dtype=like.dtype))
+
+
+def drop_choices(model: ir.Model) -> None:
+    """Takes out what asks whether a mask of floats hides all keys, where no −∞ can be in it."""
+    for node in [node for node in model.graph.all_nodes() if node.op_type == "Where" and node.domain == ""]:
+        mask = _asked(node.inputs[0])
+        if mask is not None and not _may_hide(mask):
+            chosen = node.inputs[1]
+            assert chosen is not None
+            node.outputs[0].replace_all_uses_with(chosen, replace_graph_outputs=True)
+
+
+def _asked(condition: ir.Value | None) -> ir.Value | None:
+    """m, where a condition is max(m) > −∞."""
+    node = None if condition is None else condition.producer()
+    if node is None or node.op_type != "Greater" or node.domain:
+        return None
+    most, bound = node.inputs
+    number = ir.convenience.get_const_tensor(bound) if bound is not None else None
+    reduced = None if most is None else most.producer()
+    if number is None or reduced is None or reduced.op_type != "ReduceMax" or reduced.domain:
+        return None
+    return reduced.inputs[0] if np.isneginf(number.numpy().astype(np.float64)).all() else None
+
+
+def _may_hide(value: ir.Value | None) -> bool:
+    """Whether there may be −∞ in a value, by what it is computed of."""
+    if value is None:
+        return False
+    number = ir.convenience.get_const_tensor(value)
+    if number is not None:
+        return not np.isfinite(number.numpy().astype(np.float64)).all()
+    node = value.producer()
+    if node is None or node.domain:
+        return True
+    match node.op_type:
+        case "Where":
+            read = node.inputs[1:]
+        case name if name in _MOVES:
+            read = node.inputs[:1]
+        case name if name in _MIXES:
+            read = node.inputs
+        case name:
+            return name not in _FINITE
+    return any(_may_hide(one) for one in read)

@@ -100,7 +100,8 @@ def capture(
         ExportError: torch cannot export it.
     """
     try:
-        with quiet(), _weights_at_once(module):
+        # with gradients torch may take another kernel for attention when it traces again, and fail on its layout
+        with quiet(), torch.no_grad(), _weights_at_once(module):
             program = torch.onnx.export(
                 module,
                 args,
@@ -140,6 +141,7 @@ def tidy(model: ir.Model) -> None:
     ir.passes.Sequential(passes.InlinePass(criteria=lambda function: function.domain != DOMAIN))(model)
     for _ in range(2):
         onnxscript.optimizer.fold_constants(model)
+        attention.drop_choices(model)
         simplify_reshapes(model)
         ir.passes.Sequential(rewriter.RewritePass(SHAPES), passes.RemoveUnusedNodesPass())(model)
     ir.passes.Sequential(

@@ -33,7 +33,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (-1, 8)).transpose(1, 2) for part in (self.q, self.k, self.v))
         y = scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.shared > 1, **self.settings)
-        return y.transpose(1, 2).flatten(2)
+        return y.transpose(1, 2).contiguous().flatten(2)
 
 
 class Padded(Attention):
@@ -124,3 +124,28 @@ def test_attention_without_heads(opset: int, tmp_path: Path) -> None:
             return scaled_dot_product_attention(x, 2 * x, x + 1)
 
     exported(Plain(), (torch.randn(2, 6, 32),), tmp_path / "model.onnx", opset)
+
+
+class Biased(Attention):
+    """A bias that is computed of the data, beside a mask of finite numbers; `hidden` stands in place of the lowest."""
+
+    def __init__(self, hidden: float) -> None:
+        super().__init__()
+        self.bias, self.hidden = nn.Linear(32, 1), hidden
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        assert mask is not None
+        lowest = torch.where(mask[:, None, None, :].bool(), 0.0, self.hidden)
+        return super().forward(x, lowest + self.bias(x)[:, None])
+
+
+@pytest.mark.parametrize("hidden", [-1e9, float("-inf")])
+def test_a_bias_that_hides_nothing_costs_no_choice(hidden: float) -> None:
+    model = capture(Biased(hidden).eval(), padding(), {}, dynamic_shapes=(LENGTHS, LENGTHS))
+    assert Counter(node.op_type for node in model.graph)["ReduceMax"] == (hidden == float("-inf"))
+
+
+def test_a_mask_of_floats_that_a_caller_gives_may_hide_all(tmp_path: Path) -> None:
+    mask = torch.zeros(2, 1, 6, 6)
+    mask[0, :, 2], mask[1, :, :, 3] = float("-inf"), float("-inf")
+    exported(Attention(), (torch.randn(2, 6, 32), mask), tmp_path / "model.onnx")
