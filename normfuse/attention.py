@@ -62,12 +62,12 @@ def _composed(
     enable_gqa: bool = False,
 ) -> Any:
     """softmax(s · q kᵀ + mask) v: Vaswani et al., 2017."""
-    op, rank = _18, len(key.shape)
+    op, sizes = _18, list(key.shape)
     mask, seen = _causal(query, key) if is_causal else _mask(attn_mask, query)
     if enable_gqa:
         key, value = _repeated(key, query), _repeated(value, query)
-    turned = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
-    scores = op.MatMul(op.Mul(query, _scale(query, scale)), turned)
+        sizes[-3] = query.shape[-3]
+    scores = op.MatMul(op.Mul(query, _scale(query, scale)), _turned(key, sizes))
     if mask is not None:
         scores = op.Add(scores, mask)
     weights = op.Softmax(scores, axis=-1)
@@ -92,6 +92,20 @@ def _operator(
     mask, seen = _mask(attn_mask, query)
     y, *_ = _23.Attention(query, key, value, mask, scale=scale, is_causal=int(is_causal))
     return _where(seen, y, query)
+
+
+def _turned(key: Any, sizes: list[Any]) -> Any:
+    """kᵀ, by three axes where the sizes are known.
+
+    ONNX Runtime moves a Transpose of four axes up through what turns the keys by their places, and cannot make it part
+    of the product then: with rotary embeddings attention took 4 to 8 % longer.
+    """
+    op, rank = _18, len(sizes)
+    if rank < 4 or not all(isinstance(size, int) for size in sizes):
+        return op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
+    *outer, length, width = sizes
+    flat = op.Reshape(key, op.Constant(value_ints=[-1, length, width]))
+    return op.Reshape(op.Transpose(flat, perm=[0, 2, 1]), op.Constant(value_ints=[*outer, width, length]))
 
 
 def _scale(query: Any, scale: float | None) -> Any:
