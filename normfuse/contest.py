@@ -16,10 +16,11 @@ from normfuse.errors import TargetError
 from normfuse.evaluated import Evaluated
 from normfuse.foreign import Foreign, Runner, Truth
 from normfuse.metric import PRECISIONS, Precision, is_float
+from normfuse.operator_types import misfit
 from normfuse.oracle import Oracle, OracleError
 from normfuse.ports import inputs_of
 from normfuse.probes import Inputs, move
-from normfuse.runtime import LEVELS, TF32, Level, has_provider, is_installed, require, session
+from normfuse.runtime import LEVELS, TF32, Level, has_provider, is_installed, is_invalid, require, session
 from normfuse.scaled import is_mapped
 from normfuse.stand_in import as_defined
 from normfuse.streaming import STREAMED, settled, weight_bytes
@@ -165,13 +166,16 @@ class Contest:
             whole = isinstance(reference, Foreign)  # it runs anywhere, and tells nothing about kernels
             first = whole or (0, "disabled") not in self.sessions
             lacks = self.provider != "cuda" and first and _NO_KERNEL in str(error)
-            if self._stands_in:
+            if self._stands_in and not is_invalid(error):
                 reason = f"does not have it here, and its CPU provider cannot run both models ({error})"
             elif stand_in and lacks:
                 which = "model, which cannot run on it" if whole else "original, which cannot run on it either"
                 reason = f"has not all kernels there for the {which} ({error})"
             else:
                 raise
+        if reason or self._evaluates:
+            _check_types(reference, "the reference")
+            _check_types(candidate, "the candidate")
         if reason:
             self._evaluates, self.levels = True, LEVELS[:1]
             self.notes[:] = [
@@ -303,6 +307,18 @@ class Contest:
             self.refused = str(error)
             return False
         return all(np.size(value) for value in values.values())
+
+
+def _check_types(model: ir.Model, name: str) -> None:
+    """What ONNX Runtime does not load must be valid all the same: the reference evaluator runs anything.
+
+    Raises:
+        TargetError: an operator is given floats that it does not take.
+    """
+    found = None if isinstance(model, Foreign) else misfit(model)
+    if found is not None:
+        advice = f"; raise the model to opset {found.since}" if found.since else "; cast around it"
+        raise TargetError(f"{name} is no valid ONNX: {found}{advice}")
 
 
 def takes_bfloat16(model: ir.Model) -> bool:

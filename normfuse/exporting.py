@@ -20,7 +20,7 @@ from normfuse import functions
 from normfuse.arguments import check
 from normfuse.errors import ExportError, NormfuseError, ParityError, TargetError
 from normfuse.leftovers import folder_beside
-from normfuse.model import check_output, load, save
+from normfuse.model import check_output, load, save, serialize
 from normfuse.pipeline import Result, Settings, check_rules, prove, rewrite
 from normfuse.randomness import unprovable
 from normfuse.report import Counts, Report
@@ -67,7 +67,8 @@ def export(
         kwargs: example keyword arguments.
         target: where the model will run: `portable`, `cpu` or `cuda`, or a `Target`.
         threads: intra-op threads that the session will use; those of this machine where None.
-        opset: the opset to write, at least 18; 20 where None.
+        opset: the opset to write, at least 18; where None 20, or the first one after it that has the operators of the
+            module in bfloat16.
         dynamic_shapes: which axes of the inputs are dynamic, nested like the arguments: a tuple with one item for each
             positional argument, or a dict by parameter name; for a tensor {axis: name}, where a name is a string or a
             `torch.export.Dim`; None for what is static.
@@ -111,6 +112,7 @@ def export(
         kind = type(module).__name__
         raise ExportError(f"a {kind} cannot be exported; give the torch.nn.Module it was made from")
     from normfuse.capture import DEFAULT_OPSET, OPSETS, capture, check_opset, in_mode
+    from normfuse.operator_types import misfit
 
     check_opset(opset)
     if path is not None:
@@ -123,16 +125,25 @@ def export(
         warnings.warn(modes, stacklevel=2)
     with ExitStack() as held:
         held.enter_context(in_mode(module, training))
-        captured = capture(
-            module,
-            positional,
-            named,
-            opset=min(wanted, OPSETS[-1]),
-            dynamic_shapes=nested_shapes(module, positional, dynamic_shapes),
-            input_names=input_names,
-            output_names=output_names,
-            translations=translations,
-        )
+
+        def captured_in(number: int) -> ir.Model:
+            return capture(
+                module,
+                positional,
+                named,
+                opset=number,
+                dynamic_shapes=nested_shapes(module, positional, dynamic_shapes),
+                input_names=input_names,
+                output_names=output_names,
+                translations=translations,
+            )
+
+        captured = captured_in(min(wanted, OPSETS[-1]))
+        while opset is None and (lacks := misfit(captured)) and lacks.since and wanted < lacks.since <= OPSETS[-1]:
+            wanted = lacks.since
+            say(f"{lacks}: exporting {type(module).__name__} in opset {wanted}")
+            captured = captured_in(wanted)
+        _check_types(captured, wanted, module)
         _check_inputs(captured, module)
         large = is_large(captured)
         if large and path is not None:
@@ -235,13 +246,27 @@ def _optimized(
     return Result(model, report)
 
 
+def _check_types(captured: ir.Model, opset: int, module: Any) -> None:
+    """The operators must take the floats that they are given.
+
+    Raises:
+        ExportError: one does not in this opset.
+    """
+    from normfuse.operator_types import misfit
+
+    lacks = misfit(captured)
+    if lacks is not None and (lacks.since is None or lacks.since > opset):
+        advice = f"ask for opset {lacks.since}" if lacks.since else "no opset has: compute that in float32"
+        raise ExportError(f"cannot export {type(module).__name__}: {lacks}; {advice}")
+
+
 def _check_loads(original: ir.Model, model: ir.Model, where: Target, report: Report) -> None:
     """Where the reference evaluator ran a model, ONNX Runtime must not lack kernels that it had before optimizing.
 
     Raises:
-        TargetError: it does.
+        TargetError: it does, or the result is no valid ONNX.
     """
-    from normfuse.runtime import is_installed, session
+    from normfuse.runtime import is_installed, is_invalid, session
 
     notes = () if report.parity is None else report.parity.notes
     if not is_installed() or not any("reference evaluator" in note for note in notes):
@@ -249,11 +274,30 @@ def _check_loads(original: ir.Model, model: ir.Model, where: Target, report: Rep
     try:
         session(model, "disabled", where.provider, name="the result")
     except TargetError as error:
+        if is_invalid(error):
+            raise
+        _check_valid(model)
         try:
             session(original, "disabled", where.provider, name="the module as it was captured")
         except TargetError:
             return
         raise TargetError(f"{error}; it can before it is optimized: leave that out (--no-optimize)") from error
+
+
+def _check_valid(model: ir.Model) -> None:
+    """What no runtime here loads is at least what ONNX allows; of a model that protobuf cannot hold that is not asked.
+
+    Raises:
+        TargetError: it is not.
+    """
+    import onnx
+
+    if is_large(model):
+        return
+    try:
+        onnx.checker.check_model(serialize(model), full_check=True)
+    except Exception as error:  # a ValidationError or an InferenceError
+        raise TargetError(f"the result is no valid ONNX: {' '.join(str(error).split())[:300]}") from error
 
 
 def require_torch() -> Any:

@@ -39,6 +39,9 @@ _PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
 }
 
+_INVALID = ("INVALID_GRAPH", "INVALID_PROTOBUF", "Type Error", "ShapeInferenceError")
+"""What ONNX Runtime says of a model that is no valid ONNX."""
+
 
 class Session:
     """A model loaded by ONNX Runtime.
@@ -192,6 +195,11 @@ def session(
     if loaded.get_providers()[0] != native:
         raise TargetError(f"{name}: ONNX Runtime did not start {native}, only {', '.join(loaded.get_providers())}")
     return Session(name, loaded, kept)
+
+
+def is_invalid(error: TargetError) -> bool:
+    """Whether ONNX Runtime refused a model as no valid ONNX, which is not for want of kernels."""
+    return any(sign in str(error) for sign in _INVALID)
 
 
 def require(provider: str) -> str:

@@ -1,5 +1,6 @@
 """normfuse.export: torch modules to proved files."""
 
+import copy
 import re
 import warnings
 from collections import Counter
@@ -509,3 +510,36 @@ def test_shapes_of_no_input_are_an_error_though_there_is_an_example() -> None:
     """Left out with a note, the proof would rest on the example alone."""
     with pytest.raises(NormfuseError, match="there is no input 'lenght' to give a shape to; the model has"):
         normfuse.export(nn.Linear(8, 2).eval(), torch.randn(2, 8), shapes={"lenght": 8})
+
+
+class TestNarrow:
+    """bfloat16, which opset 20 lacks in many operators."""
+
+    NETS = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
+        nn.Sequential(nn.Softplus(), nn.Flatten(2), nn.GRU(64, 4)),
+    )
+
+    @pytest.mark.parametrize(("net", "target"), [(0, "cpu"), (1, "cuda")])
+    def test_the_first_opset_that_has_the_operators_is_taken(self, net: int, target: str, tmp_path: Path) -> None:
+        path = tmp_path / "model.onnx"
+        module = copy.deepcopy(self.NETS[net]).to(torch.bfloat16).eval()
+        randomize(module)
+        x = torch.randn(2, 3, 8, 8).to(torch.bfloat16)
+        result = normfuse.export(module, x, path, target=target, verify_budget=1)
+        assert result.model.opset_imports[""] == 22
+        onnx.checker.check_model(path, full_check=True)
+        assert result.report.parity is not None
+        assert result.report.parity.passed
+
+    def test_an_opset_that_lacks_them_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "model.onnx"
+        module, x = copy.deepcopy(self.NETS[0]).to(torch.bfloat16).eval(), torch.randn(2, 3, 8, 8).to(torch.bfloat16)
+        said = r"cannot export Sequential: opset 21 has no Conv of bfloat16 \(node '[^']+'\); ask for opset 22"
+        with pytest.raises(ExportError, match=said):
+            normfuse.export(module, x, path, opset=21, target="cuda")
+        assert not path.exists()
+
+    def test_others_stay_in_the_opset_that_they_had(self) -> None:
+        module, x = nn.LayerNorm(6).to(torch.bfloat16).eval(), torch.randn(2, 6).to(torch.bfloat16)
+        assert normfuse.export(module, x, verify=False).model.opset_imports[""] == 20
