@@ -244,13 +244,10 @@ class Rewound(Batches):
 
     def __init__(self, reader: Any, signature: Signature) -> None:
         self._reader, self._signature = reader, signature
-        self._used = False
 
     def read(self, shard: Shard = WHOLE) -> Iterator[Batch]:
         """As for `Batches`."""
-        if self._used:
-            self._reader.rewind()
-        self._used = True
+        self._reader.rewind()  # the first time too: who has read from it before left it where it was
         for index, batch in enumerate(iter(self._reader.get_next, None)):
             if index % shard.count == shard.index:
                 yield self._signature.fed(batch, f"batch {index}")

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from normfuse.batch_axis import folded_batch
 from normfuse.errors import NormfuseError
 from normfuse.passes.access import attribute, graphs_of, operator
+from normfuse.passes.prepare import INITIAL_IR_VERSION
 from normfuse.passes.weights import STORAGE, Weights, is_float, round_to
 from normfuse.population import Statistics
 from normfuse.report import Refusal
@@ -62,6 +64,8 @@ def find(model: ir.Model) -> tuple[list[Stored], list[Refusal]]:
         level = max((levels[value] for value in _read(node) if value in levels), default=None)
         if operator(node) == "BatchNormalization":
             reason = _unfit(node, model) or ("its input does not depend on those of the model" if level is None else "")
+            if not reason:
+                reason = folded_batch(model, node, _held(node))
             if reason:
                 refusals.append(Refusal(RULE, _name(node), reason))
             else:
@@ -76,7 +80,10 @@ def find(model: ir.Model) -> tuple[list[Stored], list[Refusal]]:
 
 def statistics_of(model: ir.Model, stored: Stored) -> Statistics:
     """The statistics that a model holds."""
-    node = model.graph[stored.index]
+    return _held(model.graph[stored.index])
+
+
+def _held(node: ir.Node) -> Statistics:
     return Statistics(*(_float64(constant_of(node, index)) for index in (_MEAN, _VARIANCE)))
 
 
@@ -92,7 +99,7 @@ def write(model: ir.Model, new: Mapping[Stored, Statistics]) -> None:
     removed moves the indices of those behind it.
 
     Raises:
-        NormfuseError: one overflows that dtype.
+        NormfuseError: one overflows or underflows that dtype.
     """
     weights = Weights(model)
     nodes = list(model.graph)
@@ -105,7 +112,35 @@ def write(model: ir.Model, new: Mapping[Stored, Statistics]) -> None:
                     f"BatchNormalization {stored.name!r}: a {what} of {np.abs(array).max():.1e} overflows {dtype}; "
                     "scale the data, or store its statistics as float32"
                 )
-            _put(model, node, index, round_to(array, dtype), weights)
+            rounded = round_to(array, dtype)
+            lost = lost_by_rounding(
+                what, rounded.astype(np.float64), statistics, stored.epsilon, STORAGE[dtype].round_off
+            )
+            if lost:
+                raise NormfuseError(
+                    f"BatchNormalization {stored.name!r}: a {what} of {lost:.1e} underflows {dtype}; scale the data, "
+                    "or store its statistics as float32"
+                )
+            _put(model, node, index, rounded, weights)
+
+
+def lost_by_rounding(what: str, rounded: Float64, statistics: Statistics, epsilon: float, round_off: float) -> float:
+    """The largest statistic next to 0 that a dtype cannot hold; 0 where there is none.
+
+    A variance is off by more than 8 · u of Var[x] + ε, u the unit round-off, or a mean by 8 · u of √(Var[x] + ε), which
+    the output is divided by.
+
+    Args:
+        what: `mean` or `variance`.
+        rounded: the statistic as it is stored.
+        statistics: as they are.
+        epsilon: ε.
+        round_off: u of the dtype.
+    """
+    power = np.asarray(statistics.variance + epsilon)
+    array, size = (statistics.variance, power) if what == "variance" else (statistics.mean, np.sqrt(power))
+    lost = np.abs(rounded - array) > 8 * round_off * np.maximum(np.abs(array), size)
+    return float(np.max(np.abs(array), where=lost, initial=0))
 
 
 def constant_of(node: ir.Node, index: int) -> ir.TensorProtocol:
@@ -131,6 +166,8 @@ def _put(
     own = ir.Value(name=weights.fresh(f"{value.name}_calibrated"), const_value=tensor, type=ir.TensorType(tensor.dtype))
     own.shape, tensor.name = ir.Shape(tensor.shape), own.name
     model.graph.register_initializer(own)
+    if model.ir_version < INITIAL_IR_VERSION:
+        model.graph.inputs.append(own)
     node.replace_input_with(index, own)
     producer = value.producer()
     if value.uses():

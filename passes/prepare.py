@@ -24,7 +24,7 @@ from normfuse.passes.shapes import reshape_constants, shape_constants
 from normfuse.passes.weights import EXACT, Weights, constant_tensor, is_float, round_to
 from normfuse.report import Change, Refusal
 
-_INITIAL_IR_VERSION = 4
+INITIAL_IR_VERSION = 4
 """From this IR version on, an initializer need not be an input of the graph, and one that is may be overridden."""
 
 
@@ -100,7 +100,7 @@ class PreparePass(ir.passes.InPlacePass):
             return
         for value in listed:
             model.graph.inputs.remove(value)
-        model.ir_version = max(model.ir_version, _INITIAL_IR_VERSION)
+        model.ir_version = max(model.ir_version, INITIAL_IR_VERSION)
         detail = f"{len(listed)} initializers listed as inputs became constants; --no-freeze keeps them"
         self.changes.append(Change("freeze", (), (), detail))
 
@@ -246,7 +246,7 @@ def freezes_by_itself(model: ir.Model) -> bool:
 
     Before IR version 4 they had to be, and none could be overridden.
     """
-    return model.ir_version < _INITIAL_IR_VERSION or all(
+    return model.ir_version < INITIAL_IR_VERSION or all(
         value.is_graph_input() for value in model.graph.initializers.values()
     )
 

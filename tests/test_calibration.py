@@ -368,6 +368,29 @@ class TestSites:
         result = calibrate(model, [{"x": batch}])
         np.testing.assert_array_equal(stored(result.model, "p")[0], batch.astype(np.float64).mean(0).astype(np.float32))
 
+    @pytest.mark.parametrize("statistics", ["shared", "in a node"])
+    def test_before_ir_version_4_new_initializers_are_listed_as_inputs(self, statistics: str) -> None:
+        norms = {name: array for prefix in "pq" for name, array in batch_norm(prefix, 2).items()}
+        second, m = "p_mean", ""
+        if statistics == "in a node":
+            second, m = "m", "m = Constant<value: tensor = float[2] {1.0, 2.0}>() "
+        norms.pop("q_mean")
+        model = build(
+            f"(float[N,2] x) => (float[N,2] y) {{ {m}a = BatchNormalization(x, p_scale, p_bias, p_mean, p_var)"
+            f" b = Relu(a)  y = BatchNormalization(b, q_scale, q_bias, {second}, q_var) }}",
+            opset=8,
+            ir_version=3,
+            listed=True,
+            **norms,
+        )
+        onnx.checker.check_model(model)
+        batch = rng("x").normal(1, 2, (9, 2)).astype(np.float32)
+        result = calibrate(model, [{"x": batch}])
+        onnx.checker.check_model(result.model)
+        assert len(result.report.layers) == 2
+        read = values(result.model, {"x": batch}, ["b"])[0].astype(np.float64)
+        np.testing.assert_allclose(result.report.layers[1].new.mean, read.mean(0), rtol=1e-5)
+
 
 class TestLarge:
     """Weights in data files, which the runtime maps."""
@@ -430,6 +453,22 @@ class TestNumbers:
         batch = rng("x").normal(0, 1e3, (9, 2)).astype(np.float32)
         with pytest.raises(NormfuseError, match=r"'y': a variance of .* overflows FLOAT16"):
             calibrate(model, [{"x": batch}])
+
+    @pytest.mark.parametrize(("scale", "what"), [(1e-5, "a variance of .*"), (3.0, "")])
+    @pytest.mark.parametrize("epsilon", [1e-12, 1e-5])
+    def test_float16_statistics_that_underflow_are_an_error(self, scale: float, what: str, epsilon: float) -> None:
+        """σ² = 1e-10 is 0 in float16, which matters next to ε = 1e-12, not next to ε = 1e-5."""
+        model = build(
+            f"(float[N,2] x) => (float[N,2] y) {{ y = BatchNormalization<epsilon: float = {epsilon}>"
+            "(x, p_scale, p_bias, p_mean, p_var) }",
+            **batch_norm("p", 2) | {f"p_{kind}": np.ones(2, np.float16) for kind in ("mean", "var")},
+        )
+        batch = [{"x": rng("x").normal(0, scale, (9, 2)).astype(np.float32)}]
+        if what and epsilon < 1e-9:
+            with pytest.raises(NormfuseError, match=rf"'y': {what} underflows FLOAT16; scale the data, or store"):
+                calibrate(model, batch)
+        else:
+            assert calibrate(model, batch).report.layers
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
     def test_what_is_not_finite_is_an_error(self, bad: float) -> None:
@@ -563,7 +602,12 @@ class TestBatches:
             def _rewind(self) -> None:
                 self.left = iter(data())
 
-        assert calibrate(net(), Reader(True)).model == expected
+        reader = Reader(True)
+        assert calibrate(net(), reader).model == expected
+        assert calibrate(net(), reader).model == expected  # it was left behind the third batch
+        while reader.get_next() is not None:
+            pass
+        assert calibrate(net(), reader).model == expected
         assert calibrate(net(), Reader(False)).model == expected
 
     def test_arrays_alone_or_with_labels(self, expected: onnx.ModelProto) -> None:
