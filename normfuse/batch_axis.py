@@ -77,11 +77,11 @@ def _folds(given: list[Dim] | None, taken: list[Dim] | None) -> bool | None:
         return False
     if isinstance(first, int) and isinstance(other, int):
         return other < first
-    inner = [math.prod(one) if _known(one) else None for one in ([*given[1:]], [*taken[1:]])]
-    if inner[0] is None or inner[1] is None:
-        return None
-    return inner[1] > inner[0]
+    before, behind = _elements(given[1:]), _elements(taken[1:])
+    return None if before is None or behind is None else behind > before
 
 
-def _known(sizes: list[Dim]) -> bool:
-    return all(isinstance(size, int) for size in sizes)
+def _elements(sizes: list[Dim]) -> int | None:
+    """How many elements dimensions hold; None where one of them is not known."""
+    known = [size for size in sizes if isinstance(size, int)]
+    return math.prod(known) if len(known) == len(sizes) else None
