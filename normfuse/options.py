@@ -69,8 +69,6 @@ def read_arrays(paths: Iterable[str]) -> "list[dict[str, np.ndarray[Any, Any]]]"
 
 
 def _archive(path: str) -> "dict[str, np.ndarray[Any, Any]]":
-    import zipfile
-
     import numpy as np
 
     try:
@@ -78,7 +76,9 @@ def _archive(path: str) -> "dict[str, np.ndarray[Any, Any]]":
             return dict(archive)
     except OSError as error:
         raise NormfuseError(f"cannot read {path}: {error.strerror or error}") from error
-    except (TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except MemoryError as error:
+        raise NormfuseError(f"{path} does not fit into memory; give smaller inputs") from error
+    except Exception as error:  # each decompressor has its own for bytes that are damaged
         hint = "write one with numpy.savez(path, **inputs)"
         raise NormfuseError(f"{path} is no .npz file of the model's inputs; {hint}") from error
 

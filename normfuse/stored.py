@@ -169,13 +169,15 @@ def _put(
     if model.ir_version < INITIAL_IR_VERSION:
         model.graph.inputs.append(own)
     node.replace_input_with(index, own)
-    producer = value.producer()
-    if value.uses():
-        return
-    if producer is not None:
+    left: ir.Value | None = value
+    while left is not None and not left.uses() and not left.is_graph_output():
+        producer = left.producer()
+        if producer is None:
+            if not left.is_graph_input():
+                del model.graph.initializers[str(left.name)]
+            return
+        left = producer.inputs[0] if producer.inputs else None
         model.graph.remove(producer, safe=True)
-    elif not value.is_graph_input():
-        del model.graph.initializers[str(value.name)]
 
 
 def _name(node: ir.Node) -> str:
@@ -187,7 +189,12 @@ def _float64(tensor: ir.TensorProtocol) -> Float64:
 
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of an initializer, one that a caller may override too, or of a Constant node."""
+    """The tensor of an initializer, one that a caller may override too, or of a Constant node; also by Identities.
+
+    TorchScript's exporter writes equal parameters once, and Identities for the others.
+    """
+    while value is not None and (producer := value.producer()) is not None and operator(producer) == "Identity":
+        value = producer.inputs[0]
     if value is None:
         return None
     return value.const_value if value.producer() is None else ir.convenience.get_const_tensor(value)
@@ -244,14 +251,22 @@ def _shared(node: ir.Node) -> str:
     for index in (_MEAN, _VARIANCE):
         value = node.inputs[index]
         assert value is not None
-        for use in value.uses():
-            other = use.node
+        for other, place in _uses(value):
             if other is node:
                 continue
-            if operator(other) != "BatchNormalization" or use.idx not in (_MEAN, _VARIANCE):
+            if operator(other) != "BatchNormalization" or place not in (_MEAN, _VARIANCE):
                 return f"its statistics {value.name!r} are read by {other.op_type} {_name(other)!r} too"
             if list(other.inputs[1:]) == list(node.inputs[1:]):
                 return (
                     f"it is one layer with {_name(other)!r}, which has other inputs; export each use as its own layer"
                 )
     return ""
+
+
+def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """Who reads a value, as which input; also by Identities whose results are no outputs."""
+    for use in value.uses():
+        if operator(use.node) == "Identity" and not use.node.outputs[0].is_graph_output():
+            yield from _uses(use.node.outputs[0])
+        else:
+            yield use.node, use.idx

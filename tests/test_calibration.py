@@ -358,6 +358,34 @@ class TestSites:
         assert [node.op_type for node in result.model.graph.node] == ["BatchNormalization"]
         np.testing.assert_allclose(result.report.layers[0].new.mean, batch.astype(np.float64).mean(0), rtol=1e-12)
 
+    def test_statistics_behind_identities(self) -> None:
+        """As TorchScript's exporter writes equal parameters: those of nets that were not trained."""
+        model = build(
+            "(float[N,2] x) => (float[N,2] y) { m = Identity(zero) v = Identity(one)  n = Identity(m)"
+            " w = Identity(one) a = BatchNormalization(x, one, zero, m, v)  b = Relu(a)"
+            " y = BatchNormalization(b, one, zero, n, w) }",
+            zero=np.zeros(2, np.float32),
+            one=np.ones(2, np.float32),
+        )
+        batch = rng("x").normal(1, 2, (9, 2)).astype(np.float32)
+        wide = batch.astype(np.float64)
+        result = calibrate(model, [{"x": batch}])
+        onnx.checker.check_model(result.model)
+        assert ops(result.model) == {"BatchNormalization": 2, "Relu": 1}
+        first, second = (layer.new for layer in result.report.layers)
+        np.testing.assert_allclose(first.mean, wide.mean(0), rtol=1e-12)
+        read = np.maximum((wide - wide.mean(0)) / np.sqrt(wide.var(0, ddof=1) + 1e-5), 0)
+        np.testing.assert_allclose(second.mean, read.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(second.variance, read.var(0, ddof=1), rtol=1e-6)
+
+    def test_statistics_that_others_read_behind_identities(self) -> None:
+        reason = self.refused(
+            "(float[N,4] x) => (float[N,4] y) { m = Identity(p_mean)  n = Identity(m)"
+            " a = BatchNormalization(x, p_scale, p_bias, m, p_var)  y = Add(a, n) }",
+            **batch_norm("p", 4),
+        )
+        assert "'m' are read by Add 'y' too" in reason
+
     def test_they_may_be_listed_as_inputs(self) -> None:
         model = build(
             "(float[N,2] x) => (float[N,2] y) { y = BatchNormalization(x, p_scale, p_bias, p_mean, p_var) }",

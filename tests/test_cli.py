@@ -298,6 +298,17 @@ class TestUsage:
         assert result.exit_code == 2
         assert "numpy.savez" in result.stderr
 
+    def test_inputs_that_are_damaged(self, model: Path, tmp_path: Path) -> None:
+        """Each decompressor has an error of its own."""
+        path = tmp_path / "x.npz"
+        np.savez_compressed(path, allow_pickle=False, x=np.arange(999, dtype=np.float32))
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3 : len(content) // 3 + 40] = b"\xff" * 40
+        path.write_bytes(bytes(content))
+        result = run("optimize", model, "--dry-run", "--data", path)
+        assert result.exit_code == 2
+        assert "numpy.savez" in result.stderr
+
     def test_inputs_that_are_missing(self, model: Path, tmp_path: Path) -> None:
         result = run("optimize", model, "--dry-run", "--data", tmp_path / "x.npz")
         assert result.exit_code == 2
