@@ -5,8 +5,6 @@ after.onnx    the same values  →  the nodes of the candidate  →  the same va
 """
 
 import os
-import secrets
-import shutil
 import stat
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 
 from normfuse.errors import NormfuseError
+from normfuse.leftovers import folder_beside
 from normfuse.model import save
 from normfuse.passes.removal import RemoveUnusedPass
 from normfuse.printable import printable_lines
@@ -151,25 +150,24 @@ def write(case: Case, folder: str | Path, title: str, detail: str = "", provider
         NormfuseError: there is something already, or it cannot be written.
     """
     path = Path(os.path.realpath(check_folder(folder)))  # the end of a link, which stays
-    made = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        made.mkdir()
-        save(case.before, made / "before.onnx")
-        save(case.after, made / "after.onnx")
-        _write_inputs(case.inputs, made / "inputs.npz")
-        options = [] if provider == "cpu" else ["--provider", provider]
-        plain = {"title": _docstring(title), "detail": f"{_docstring(detail)}\n" if detail else ""}
-        (made / "run.py").write_text(_RUN.format(**plain, options=options), encoding="utf-8")
-        if path.is_dir():
-            made.chmod(stat.S_IMODE(path.stat().st_mode))
-            path.rmdir()
-        made.rename(path)
+        with folder_beside(str(path)) as beside:
+            made = Path(beside) / path.name
+            made.mkdir()
+            save(case.before, made / "before.onnx")
+            save(case.after, made / "after.onnx")
+            _write_inputs(case.inputs, made / "inputs.npz")
+            options = [] if provider == "cpu" else ["--provider", provider]
+            plain = {"title": _docstring(title), "detail": f"{_docstring(detail)}\n" if detail else ""}
+            (made / "run.py").write_text(_RUN.format(**plain, options=options), encoding="utf-8")
+            if path.is_dir():
+                made.chmod(stat.S_IMODE(path.stat().st_mode))
+                path.rmdir()
+            made.rename(path)
     except OSError as error:
         raise NormfuseError(
             f"cannot write the case to {path}: {error.strerror or error}; name another folder"
         ) from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     return path
 
 

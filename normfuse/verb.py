@@ -21,7 +21,7 @@ import json
 import traceback
 import warnings
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -53,7 +53,9 @@ class Verb(click.Command):
         interrupts = Interrupts()
         try:
             with interrupts, warnings.catch_warnings():
-                if not debug:
+                if debug:
+                    warnings.showwarning = _show_warning
+                else:
                     warnings.simplefilter("ignore")
                 return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -68,6 +70,19 @@ class Verb(click.Command):
             if debug:
                 click.echo(printable_lines(traceback.format_exc()), err=True, nl=False)
             fail(*_explained(error))
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Shows a warning as Python does, but for what a name in it could order."""
+    text = warnings.formatwarning(printable(str(message)), category, filename, lineno, line)
+    click.echo(printable_lines(text), err=True, nl=False)
 
 
 def _explained(error: Exception) -> tuple[str, int]:

@@ -2,10 +2,12 @@
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -19,6 +21,7 @@ from normfuse.bench import BenchTable
 from normfuse.errors import NormfuseError
 from normfuse.pytest_plugin import _assert_onnx_parity as assert_parity
 from normfuse.testcases import Case
+from normfuse.verb import Verb
 
 ODD = "\x1b[2J\x07\n::error::\x9b\u2028\u202e é"
 WRITTEN = r"\x1b[2J\x07\n::error::\x9b\u2028\u202e é"
@@ -138,6 +141,17 @@ def test_annotations_and_summaries_show_names_escaped() -> None:
 def test_measured_times_show_names_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     console_bench.print_bench(BenchTable((), "cpu", 1, "all", 30, {named("x"): (1, 2)}))
     assert WRITTEN in capsys.readouterr().out
+
+
+def test_warnings_show_names_escaped() -> None:
+    @click.command(cls=Verb)
+    def warn(as_json: bool) -> None:
+        warnings.simplefilter("always")
+        warnings.warn(named("name"), stacklevel=1)
+
+    shown = CliRunner().invoke(warn, ["--debug"]).stderr
+    assert ORDERS.search(shown) is None
+    assert WRITTEN in shown
 
 
 def test_a_case_is_written_with_names_escaped(run: Callable[..., Result], tmp_path: Path) -> None:
