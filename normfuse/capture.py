@@ -29,6 +29,7 @@ from normfuse.capture_errors import explained
 from normfuse.capture_shapes import simplify_reshapes
 from normfuse.errors import ExportError, NormfuseError
 from normfuse.functions import DOMAIN, settle
+from normfuse.guards import Guards
 from normfuse.translations import TRANSLATIONS
 
 OPSETS = range(18, 24)
@@ -99,6 +100,30 @@ def capture(
     Raises:
         ExportError: torch cannot export it.
     """
+    return captured_with_guards(
+        module,
+        args,
+        kwargs,
+        opset=opset,
+        dynamic_shapes=dynamic_shapes,
+        input_names=input_names,
+        output_names=output_names,
+        translations=translations,
+    )[0]
+
+
+def captured_with_guards(
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    opset: int = DEFAULT_OPSET,
+    dynamic_shapes: Any = None,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
+    translations: Mapping[Any, Callable[..., Any]] | None = None,
+) -> tuple[ir.Model, Guards]:
+    """The same as `capture`, and what torch took for granted of the sizes of dynamic axes."""
     try:
         # with gradients torch may take another kernel for attention when it traces again, and fail on its layout
         with quiet(), torch.no_grad(), _weights_at_once(module):
@@ -122,6 +147,9 @@ def capture(
             if program is None:
                 raise ExportError(f"torch.onnx.export gave nothing for {type(module).__name__}; upgrade torch")
             model: ir.Model = program.model
+            guards = Guards((), ())
+            if dynamic_shapes is not None and program.exported_program is not None:
+                guards = Guards.of(program.exported_program, module, args, kwargs, dynamic_shapes)
             tidy(model)
     except ExportError:
         raise
@@ -133,7 +161,7 @@ def capture(
             "ask for that one"
         )
     settle(model)
-    return model
+    return model, guards
 
 
 def tidy(model: ir.Model) -> None:

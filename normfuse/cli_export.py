@@ -36,6 +36,24 @@ def read_examples(ctx: click.Context, param: click.Parameter, values: tuple[str,
         raise click.BadParameter(str(error)) from None
 
 
+def read_limits(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, tuple[int, int | None]]:
+    """Limits of dimensions by name, from `NAME=MIN..MAX`, without a largest where that is left out."""
+    limits: dict[str, tuple[int, int | None]] = {}
+    for value in values:
+        name, _, span = value.partition("=")
+        least, dots, most = span.partition("..")
+        right = name.isidentifier() and dots and all(size.isdecimal() for size in (least or "1", most or "1"))
+        low, high = (int(least or 1), int(most) if most else None) if right else (0, None)
+        if low < 1 or (high is not None and high < low):
+            raise click.BadParameter(f"{value!r} is no limit; write a name and two sizes, such as length=1..512")
+        if name in limits:
+            raise click.BadParameter(f"{name!r} is limited twice")
+        limits[name] = low, high
+    return limits
+
+
 @click.command(cls=Verb)
 @click.argument("factory", metavar="MODULE:FACTORY")
 @click.option("-o", "--output", type=click.Path(), help="Where to write the model.")
@@ -52,6 +70,14 @@ def read_examples(ctx: click.Context, param: click.Parameter, values: tuple[str,
     callback=read_examples,
     metavar="NAME:DIMS[:DTYPE]",
     help="Example input, such as x:batch=2,3,224,224 or ids:1,16:int64; a name makes an axis dynamic. Repeatable.",
+)
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    callback=read_limits,
+    metavar="NAME=MIN..MAX",
+    help="Sizes that a dynamic dimension may have, such as length=1..512 or batch=2..; kept in the file. Repeatable.",
 )
 @click.option("--static", is_flag=True, help="Make no axis dynamic.")
 @click.option("--train", is_flag=True, help="Export parts that are in training mode so.")
@@ -72,6 +98,7 @@ def export(
     output: str | None,
     weights: str | None,
     examples: "list[Example]",
+    limits: dict[str, tuple[int, int | None]],
     static: bool,
     train: bool,
     target: str,
@@ -107,7 +134,7 @@ def export(
     from normfuse.factories import make
 
     with console.Progress(f"importing {factory}") as progress:
-        made = make(factory, weights, examples, static)
+        made = make(factory, weights, examples, static, limits)
         if made.training and not train:
             echo(f"Warning: {made.training}", err=True)
         try:

@@ -88,6 +88,8 @@ def print_report(report: Report, rules: "Mapping[str, Rule]", *, verbose: bool =
         print_parity(report.parity, table=verbose or not report.parity.passed)
     if report.unproved:
         print_lines(f"NOT PROVED: {report.unproved}")
+    for note in report.notes:
+        print_lines(f"note: {note}")
 
 
 def _certified(certificates: Sequence[Certificate]) -> str:

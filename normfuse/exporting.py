@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from normfuse.foreign import Foreign
+    from normfuse.guards import Guards
 
 
 def export(
@@ -111,8 +112,9 @@ def export(
     if not isinstance(module, torch.nn.Module) or isinstance(module, torch.jit.ScriptModule):
         kind = type(module).__name__
         raise ExportError(f"a {kind} cannot be exported; give the torch.nn.Module it was made from")
-    from normfuse.capture import DEFAULT_OPSET, OPSETS, capture, check_opset, in_mode
+    from normfuse.capture import DEFAULT_OPSET, OPSETS, captured_with_guards, check_opset, in_mode
     from normfuse.operator_types import misfit
+    from normfuse.trials import judge_guards
 
     check_opset(opset)
     if path is not None:
@@ -126,8 +128,8 @@ def export(
     with ExitStack() as held:
         held.enter_context(in_mode(module, training))
 
-        def captured_in(number: int) -> ir.Model:
-            return capture(
+        def captured_in(number: int) -> "tuple[ir.Model, Guards]":
+            return captured_with_guards(
                 module,
                 positional,
                 named,
@@ -138,17 +140,18 @@ def export(
                 translations=translations,
             )
 
-        captured = captured_in(min(wanted, OPSETS[-1]))
+        captured, guards = captured_in(min(wanted, OPSETS[-1]))
         while opset is None and (lacks := misfit(captured)) and lacks.since and wanted < lacks.since <= OPSETS[-1]:
             wanted = lacks.since
             say(f"{lacks}: exporting {type(module).__name__} in opset {wanted}")
-            captured = captured_in(wanted)
+            captured, guards = captured_in(wanted)
         _check_types(captured, wanted, module)
         _check_inputs(captured, module)
         large = is_large(captured)
         if large and path is not None:
             check_output(path, captured)
             captured = _mapped(captured, os.fspath(path), held)
+        notes = judge_guards(guards, module, positional, named, captured)
         settings: Settings = {"threads": where.threads, "select": select, "ignore": ignore, "shapes": shapes}
         settings |= {"opset": wanted if wanted > OPSETS[-1] else None}
         reference, unproved = None, ""
@@ -162,6 +165,7 @@ def export(
         proves = verify and not unproved
         result = _optimized(captured, where, reference, settings, optimize, proves, verify_budget, data, say)
         result.report.unproved = unproved
+        result.report.notes = notes
         if unproved:
             warnings.warn(unproved, stacklevel=2)
         if layers and reference is not None:

@@ -91,7 +91,13 @@ class Made:
     training: str = ""
 
 
-def make(factory: str, weights: str | None = None, examples: Sequence[Example] = (), static: bool = False) -> Made:
+def make(
+    factory: str,
+    weights: str | None = None,
+    examples: Sequence[Example] = (),
+    static: bool = False,
+    limits: Mapping[str, tuple[int, int | None]] | None = None,
+) -> Made:
     """Makes a module by the name of its factory.
 
     Args:
@@ -99,6 +105,7 @@ def make(factory: str, weights: str | None = None, examples: Sequence[Example] =
         weights: a file of weights to load.
         examples: its inputs; else the module must say.
         static: whether no axis is to be dynamic.
+        limits: the least and the most that a dynamic dimension is to be, by its name.
 
     Raises:
         ExportError: torch is missing, or the factory fails or makes no module.
@@ -129,7 +136,7 @@ def make(factory: str, weights: str | None = None, examples: Sequence[Example] =
         kwargs = {one.name: one.tensor(index) for index, one in enumerate(examples)}
         dims = {one.name: dict(one.dims) or None for one in examples}
         dynamic = dims if any(dims.values()) and not static else None
-        return Made(made, (), kwargs, dynamic, training)
+        return Made(made, (), kwargs, limited(dynamic, limits or {}), training)
     given = getattr(made, "example_inputs", None)
     if given is None:
         raise NormfuseError(
@@ -137,10 +144,42 @@ def make(factory: str, weights: str | None = None, examples: Sequence[Example] =
             "its attribute example_inputs to a tuple of tensors"
         )
     given = given() if callable(given) else given
-    dynamic = None if static else getattr(made, "dynamic_shapes", None)
+    dynamic = limited(None if static else getattr(made, "dynamic_shapes", None), limits or {})
     if isinstance(given, Mapping):
         return Made(made, (), dict(given), dynamic, training)
     return Made(made, tuple(given) if isinstance(given, tuple | list) else (given,), {}, dynamic, training)
+
+
+def limited(dynamic_shapes: Any, limits: Mapping[str, tuple[int, int | None]]) -> Any:
+    """Dynamic shapes with limits for some of the dimensions that they name.
+
+    Raises:
+        NormfuseError: they name none of that name.
+    """
+    import torch
+
+    dims = {name: torch.export.Dim(name, min=least, max=most) for name, (least, most) in limits.items()}
+    named: set[str] = set()
+
+    def filled(spec: Any) -> Any:
+        if isinstance(spec, Mapping):
+            return {key: filled(one) for key, one in spec.items()}
+        if isinstance(spec, tuple | list):
+            return type(spec)(filled(one) for one in spec)
+        name = spec if isinstance(spec, str) else getattr(spec, "__name__", None)
+        if name is None:
+            return spec
+        named.add(name)
+        return dims.get(name, spec)
+
+    result = filled(dynamic_shapes)
+    for name in dims:
+        if name not in named:
+            raise NormfuseError(
+                f"there is no dynamic dimension {name!r} to limit; "
+                + (f"there are {', '.join(sorted(named))}" if named else "name one in --input, as in x:batch=2,3")
+            )
+    return result
 
 
 def _check_names(module: Any, examples: Sequence[Example]) -> None:

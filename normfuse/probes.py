@@ -28,6 +28,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.errors import NormfuseError
+from normfuse.limits import Limit, limits_of
 from normfuse.ports import (
     BATCH,
     Port,
@@ -150,6 +151,10 @@ def plan(
             raise NormfuseError(
                 f"there is no input {name!r} to give a shape to; the model has {', '.join(sorted(known))}"
             )
+    limits = limits_of(model)
+    for name, size in shapes.items():
+        if isinstance(size, int) and name in limits and not limits[name].allows(size):
+            raise NormfuseError(f"dimension {name!r} cannot be {size}: the model was exported for {limits[name]}")
     candidates: dict[str, tuple[int, ...]] = {}
     window, states = longest_window(model), set[str]()
     for port in ports:
@@ -166,7 +171,12 @@ def plan(
     if states - batch:
         attempts.append((candidates | dict.fromkeys(states, BATCH), batch | states))
     found = next(
-        ((sizes, first) for some, first in attempts for sizes in combinations(some) if _takes(ports, sizes, accepts)),
+        (
+            (sizes, first)
+            for some, first in attempts
+            for sizes in combinations(_allowed(some, limits))
+            if _takes(ports, sizes, accepts)
+        ),
         None,
     )
     if found is None:
@@ -179,8 +189,10 @@ def plan(
             "give shapes (--shape NAME=1x3x224x224), or data (--data)"
         )
     base, batch = found
+    candidates = _allowed(candidates, limits)
     others: dict[str, Sizes] = {}
-    if batch and _takes(ports, larger := base | dict.fromkeys(batch, 3), accepts):
+    larger = base | {dim: limits[dim].nearest(3) if dim in limits else 3 for dim in batch}
+    if larger != base and _takes(ports, larger, accepts):
         others["batch 3"] = larger
     rest = [dim for dim in candidates if dim not in batch]
     for second in second_sizes(candidates, base, rest):
@@ -323,6 +335,11 @@ def move(array: Array, rng: np.random.Generator) -> Array:
 def _takes(ports: Sequence[Port], sizes: Sizes, accepts: Callable[[Inputs], bool]) -> bool:
     rng = np.random.default_rng(0)
     return accepts({port.name: _draw(port, port.shape(sizes), "scale 1", rng) for port in ports})
+
+
+def _allowed(candidates: Mapping[str, tuple[int, ...]], limits: Mapping[str, Limit]) -> dict[str, tuple[int, ...]]:
+    """The same sizes, moved to where the user of an export said that they are."""
+    return {dim: limits[dim].fitted(sizes) if dim in limits else sizes for dim, sizes in candidates.items()}
 
 
 def _symbols(model: ir.Model) -> Iterator[str]:

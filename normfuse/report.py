@@ -161,6 +161,7 @@ class Report:
         left_out: rule, nodes and reason of each change that was rolled back because its certificate failed.
         parity: the result of the numerical check, or None where it was switched off.
         unproved: why nothing was proved though it should have been, in one line.
+        notes: what else the user should know, each in one line.
         parts: where a torch module was exported and its parts were compared, how each of them fared.
     """
 
@@ -173,6 +174,7 @@ class Report:
     parity: "Parity | None" = None
     parts: "Parity | None" = None
     unproved: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values."""
@@ -186,6 +188,7 @@ class Report:
             "parity": None if self.parity is None else self.parity.to_dict(),
             **({} if self.parts is None else {"parts": self.parts.to_dict()}),
             **({} if not self.unproved else {"unproved": self.unproved}),
+            **({} if not self.notes else {"notes": list(self.notes)}),
         }
 
 

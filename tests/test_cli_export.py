@@ -15,6 +15,7 @@ pytest.importorskip("onnxruntime")
 from normfuse.cli import main  # noqa: E402  # nothing here can run without torch
 from normfuse.errors import NormfuseError  # noqa: E402
 from normfuse.factories import Example, load_weights, make  # noqa: E402
+from normfuse.limits import Limit, limits_of  # noqa: E402
 from normfuse.model import load  # noqa: E402
 
 NETS = """
@@ -46,6 +47,14 @@ def dropping():
 
 class Nets:
     net = ready()
+
+
+def long():
+    class Long(nn.Module):
+        def forward(self, x):
+            return x.softmax(1) if x.shape[1] <= 16 else x
+
+    return Long().eval()
 
 
 def number():
@@ -114,6 +123,31 @@ class TestExport:
         weight = model.graph.initializers["0.bias"].const_value
         assert weight is not None
         assert weight.numpy() == pytest.approx(state["0.bias"].numpy() + 1)
+
+    def test_a_limit_is_the_way_out_of_a_branch_on_a_length(self) -> None:
+        given = ["--input", "x:batch=2,length=10,3", "-o", "out.onnx"]
+        refused = export("nets:long", *given)
+        assert refused.exit_code == 3
+        assert "unless length <= 16" in refused.stderr
+        assert "--limit length=1..16" in refused.stderr
+        assert not Path("out.onnx").exists()
+        done = export("nets:long", *given, "--limit", "length=1..16", "--verify-budget", "1")
+        assert done.exit_code == 0
+        assert limits_of(load("out.onnx")) == {"length": Limit(1, 16)}
+
+    @pytest.mark.parametrize(
+        ("limit", "message"),
+        [
+            ("length", "'length' is no limit; write a name and two sizes"),
+            ("length=5..4", "is no limit"),
+            ("length=0..4", "is no limit"),
+            ("width=1..4", "there is no dynamic dimension 'width' to limit; there are batch, length"),
+        ],
+    )
+    def test_a_limit_of_nothing_is_refused(self, limit: str, message: str) -> None:
+        result = export("nets:long", "--input", "x:batch=2,length=10,3", "-o", "out.onnx", "--limit", limit)
+        assert result.exit_code == 2
+        assert message in result.stderr
 
     def test_static_makes_no_axis_dynamic(self) -> None:
         result = export("nets:ready", "-o", "out.onnx", "--static", "--no-verify")
