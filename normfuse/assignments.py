@@ -5,10 +5,10 @@ from itertools import islice, product
 
 from normfuse.guards import Axis, Formula, Guard, Sizes
 
-_SCANNED = 1024
+_SCANNED = 256
 """Sizes up to this are looked at one by one, for a guard on one axis that none of the likely ones violates."""
 
-_COMBINED = 4000
+_COMBINED = 1500
 """So many assignments are looked at for a guard on several axes."""
 
 Places = dict[tuple[int, int], int]
@@ -45,8 +45,8 @@ class Space:
         """The size of each axis; None where one is none that the user declared."""
         found: dict[tuple[int, int], int] = {}
         for axis in self.axes:
-            number = axis.formula.subs(dict(values))
-            if not number.is_Integer or not axis.limit.allows(int(number)):
+            number = values[axis.formula] if axis.formula.is_Symbol else axis.formula.subs(dict(values))
+            if int(number) != number or not axis.limit.allows(int(number)):
                 return None
             found[axis.place] = int(number)
         return found

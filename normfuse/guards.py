@@ -194,7 +194,8 @@ def guards_of(axes: Sequence[Axis], program: torch.export.ExportedProgram) -> li
         symbols = frozenset(condition.free_symbols)
         if symbols and symbols <= known:  # others are of what depends on values, which torch checks itself
             guard = _asserted(condition, symbols, names)
-            found[guard.text] = guard
+            if guard.text != "True":
+                found[guard.text] = guard
     for symbol, span in environment.var_to_range.items():
         if symbol in known:
             title = str(names[symbol])
