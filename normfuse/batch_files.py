@@ -1,6 +1,12 @@
-"""Batches in files, local or wherever fsspec reaches: `Files`. What the files hold is checked by their headers."""
+"""Batches in files, local or wherever fsspec reaches: `Files`. What the files hold is checked by their headers.
 
+A local file is known by a mark: the checksums in an archive, else the length, the beginning and the end. Where it has
+another mark when it is read, it has been changed meanwhile, or another machine has something else under that name.
+"""
+
+import hashlib
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from normfuse.batches import WHOLE, Batch, Batches, Header, Shard, Signature
+from normfuse.batches import WHOLE, Batch, Batches, Header, Shard, Taker
 from normfuse.errors import NormfuseError
 from normfuse.runtime import Array
 
@@ -55,29 +61,86 @@ class File:
 class Files(Batches):
     """Batches in files and folders."""
 
-    def __init__(self, paths: Sequence[str], signature: Signature) -> None:
+    is_fixed = True
+
+    def __init__(self, paths: Sequence[str], signature: Taker) -> None:
         """Finds the files, and checks the headers of the local ones; of the others that of the first.
 
         Raises:
             NormfuseError: one cannot be read, or the model does not take it.
         """
-        self._signature = signature
+        super().__init__(signature)
+        self._paths = tuple(map(_local_path, paths))
         self._files = [file for path in paths for file in _found(path)]
         self.count = len(self._files)
+        self._marks: list[str] = []
         remote = 0
         for file in self._files:
             remote += not file.is_local
+            self._marks.append("")
             if file.is_local or remote == 1:
                 with _reading(file) as stream:
                     headers = _headers(stream, file.name)
+                    if file.is_local:
+                        self._marks[-1] = _mark(stream, file.name)
                 signature.check(_named(headers, signature, file.name), file.name)
+        if not remote:
+            self.fingerprint = hashlib.sha256(" ".join(self._marks).encode()).hexdigest()
 
     def read(self, shard: Shard = WHOLE) -> Iterator[Batch]:
         """As for `Batches`."""
-        for file in self._files[shard.index :: shard.count]:
+        for index in range(shard.index, len(self._files), shard.count):
+            file = self._files[index]
             with _reading(file) as stream:
+                if self._marks[index] and _mark(stream, file.name) != self._marks[index]:
+                    raise NormfuseError(
+                        f"{file.name} is not what it was when the calibration began: it has been changed, or this "
+                        "machine has another file there; begin anew"
+                    )
                 arrays = _arrays(stream, file.name)
             yield self._signature.fed(_named(arrays, self._signature, file.name), file.name)
+
+    def title(self, index: int) -> str:
+        """As for `Batches`."""
+        return self._files[index].name
+
+    def check_apart(self, path: str) -> None:
+        """As for `Batches`."""
+        end = os.path.realpath(path)
+        for file in self._files:
+            name = _local_path(file.name)
+            if os.path.realpath(name) == end or (
+                os.path.exists(path) and os.path.exists(name) and os.path.samefile(path, name)
+            ):
+                raise NormfuseError(f"cannot write {path}: it is one of the batches; choose another output")
+        for folder in self._paths:
+            if path.endswith(SUFFIXES) and os.path.isdir(folder) and os.path.dirname(end) == os.path.realpath(folder):
+                raise NormfuseError(
+                    f"cannot write {path}: in the folder {folder} it would be taken for a batch; choose another folder"
+                )
+
+
+def _local_path(path: str) -> str:
+    return path.partition("://")[2] if path.startswith(("file://", "local://")) else path
+
+
+def _mark(stream: BinaryIO, name: str) -> str:
+    """What tells a file from others without reading all of it."""
+    if name.endswith(".npz"):
+        with zipfile.ZipFile(stream) as archive:
+            known = repr([(one.filename, one.file_size, one.CRC) for one in archive.infolist()]).encode()
+    else:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        known = size.to_bytes(8, "little") + stream.read(_ENDS)
+        stream.seek(max(0, size - _ENDS))
+        known += stream.read()
+    stream.seek(0)
+    return hashlib.sha256(known).hexdigest()
+
+
+_ENDS = 1 << 16
+"""Bytes at the beginning and at the end of a file by which it is known."""
 
 
 def _found(path: str) -> list[File]:
@@ -132,7 +195,7 @@ def _found_elsewhere(url: str) -> list[File]:
     return [File(f"{url.partition('://')[0]}://{name.lstrip('/')}", opener(name), False) for name in names]
 
 
-def _named(content: Any, signature: Signature, name: str) -> dict[str, Any]:
+def _named(content: Any, signature: Taker, name: str) -> dict[str, Any]:
     """What a file holds by input name: an array without a name is for the only input.
 
     Raises:
@@ -160,7 +223,9 @@ def _reading(file: File) -> Iterator[BinaryIO]:
         raise
     except OSError as error:
         raise NormfuseError(f"cannot read {file.name}: {error.strerror or error}; check it") from error
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except MemoryError as error:
+        raise NormfuseError(f"{file.name} does not fit into memory; write smaller batches") from error
+    except Exception as error:  # each decompressor and parser has its own for bytes that are damaged
         kind = file.name.rpartition(".")[2]
         what = " ".join(str(error).split())[:200] or type(error).__name__
         raise NormfuseError(f"{file.name} is no .{kind} file of arrays: {what}; write it again") from error
@@ -168,20 +233,28 @@ def _reading(file: File) -> Iterator[BinaryIO]:
 
 def _headers(stream: BinaryIO, name: str) -> dict[str, Header] | Header:
     """The dtypes and shapes of the arrays in a file."""
+    length = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
     if name.endswith(".npy"):
-        return _npy_header(stream)
+        return _npy_header(stream, length)
     if name.endswith(".npz"):
         with zipfile.ZipFile(stream) as archive:
             headers = {}
             for member in archive.namelist():
                 with archive.open(member) as inner:
-                    headers[member.removesuffix(".npy")] = _npy_header(inner)
+                    left = archive.getinfo(member).file_size
+                    headers[member.removesuffix(".npy")] = _npy_header(inner, left)
             return headers
     size = int.from_bytes(stream.read(8), "little")
     if size > _LONGEST_HEADER:
         raise ValueError(f"its header would have {size:,} bytes")
     fields = json.loads(stream.read(size))
+    if not isinstance(fields, dict):
+        raise ValueError("its header is no object")
     fields.pop("__metadata__", None)
+    for field in fields.values():
+        if max(field["data_offsets"]) > length - size - 8:
+            raise ValueError("it is cut short")
     return {key: Header(_numpy_dtype(field["dtype"]), tuple(field["shape"])) for key, field in fields.items()}
 
 
@@ -191,7 +264,8 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(_SAFETENSORS[name])
 
 
-def _npy_header(stream: Any) -> Header:
+def _npy_header(stream: Any, length: int) -> Header:
+    """The dtype and shape of an array in a stream of so many bytes."""
     version = np.lib.format.read_magic(stream)
     match version:
         case (1, 0):
@@ -200,6 +274,9 @@ def _npy_header(stream: Any) -> Header:
             shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
         case _:
             raise ValueError(f"format {'.'.join(map(str, version))} is not one for plain arrays")
+    wanted, held = math.prod(shape) * dtype.itemsize, length - stream.tell()
+    if not dtype.hasobject and wanted > held:
+        raise ValueError(f"it holds {held:,} bytes of numbers, where its header tells of {wanted:,}")
     return Header(dtype, shape)
 
 

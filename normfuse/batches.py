@@ -13,7 +13,7 @@
 that begins with it, as a torch DataLoader gives |
 
 Everything is checked against the inputs of the model: files by their headers before any work begins, the rest as it
-comes.
+comes. An input that has a default, an initializer, may be given or not.
 """
 
 import os
@@ -22,17 +22,20 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from normfuse.errors import NormfuseError
-from normfuse.passes.access import dims
+from normfuse.passes.access import dims, operator
 from normfuse.ports import inputs_of
 from normfuse.runtime import Array
 
 Batch = dict[str, Array]
+
+_OVERRIDES = 4
+"""The IR version from which on a caller may override an initializer that is listed as an input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +68,41 @@ class Input:
 
 
 class Signature:
-    """The inputs of a model, and what may be fed to them."""
+    """The inputs of a model, and what may be fed to them.
+
+    Attributes:
+        inputs: those that must be fed.
+        optional: those that have a default, which a batch may override.
+        names: of those that must be fed.
+        ignored: names of arrays that no input takes, as far as batches have been seen.
+    """
 
     def __init__(self, model: ir.Model) -> None:
-        self.inputs = [
-            Input(str(value.name), value.dtype, None if value.shape is None else tuple(dims(value) or ()))
-            for value in inputs_of(model)
-        ]
+        """Takes the inputs of a model.
+
+        Raises:
+            NormfuseError: numpy or ONNX Runtime has not the dtype of one that must be fed.
+        """
+        needed = inputs_of(model)
+        others = [value for value in model.graph.inputs if value not in needed]
+        self.inputs = [_input(value) for value in needed]
+        self.optional = [_input(value) for value in others if (model.ir_version or 0) >= _OVERRIDES]
         self.names = [value.name for value in self.inputs]
+        self.ignored: dict[str, None] = {}
+        self._statistics = {
+            str(value.name)
+            for node in model.graph
+            if operator(node) == "BatchNormalization"
+            for value in node.inputs[3:5]
+            if value is not None
+        }
+        for value in self.inputs:
+            _require_dtype(value)
+
+    @property
+    def all(self) -> list[Input]:
+        """The inputs that may be fed."""
+        return [*self.inputs, *self.optional]
 
     def named(self, batch: Any, what: str) -> Mapping[str, Any]:
         """A batch as a mapping.
@@ -93,13 +123,24 @@ class Signature:
         """Checks that arrays can be fed to the model.
 
         Raises:
-            NormfuseError: one is missing, or has a dtype or a shape that the model does not take.
+            NormfuseError: one is missing, or has a dtype or a shape that the model does not take; or one is for a
+                statistic that is estimated.
         """
         sizes: dict[str, tuple[int, str]] = {}
-        for value in self.inputs:
-            name = value.name
+        known = {value.name for value in self.all}
+        self.ignored |= dict.fromkeys(name for name in headers if name not in known)
+        for name in self.names:
             if name not in headers:
                 raise NormfuseError(f"{what} has no array for input {name!r}, only {', '.join(headers) or 'none'}")
+        for value in self.all:
+            name = value.name
+            if name not in headers:
+                continue
+            if name in self._statistics:
+                raise NormfuseError(
+                    f"{what} has an array for {name!r}, a statistic of a BatchNormalization: take it out"
+                )
+            _require_dtype(value)
             header = headers[name]
             if value.dtype is not None and not _casts(header.dtype, value.dtype):
                 raise NormfuseError(
@@ -135,10 +176,66 @@ class Signature:
         """
         arrays = {str(name): np.asarray(array) for name, array in self.named(batch, what).items()}
         self.check({name: Header(array.dtype, array.shape) for name, array in arrays.items()}, what)
-        return {
-            one.name: arrays[one.name] if one.dtype is None else arrays[one.name].astype(one.dtype.numpy(), copy=False)
-            for one in self.inputs
-        }
+        return {one.name: _converted(arrays[one.name], one, what) for one in self.all if one.name in arrays}
+
+
+def _input(value: ir.Value) -> Input:
+    return Input(str(value.name), value.dtype, None if value.shape is None else tuple(dims(value) or ()))
+
+
+def _require_dtype(value: Input) -> None:
+    """Checks that ONNX Runtime takes arrays of the dtype of an input.
+
+    Raises:
+        NormfuseError: it does not.
+    """
+    if not is_given(value):
+        kind = str(value.dtype).lower()
+        raise NormfuseError(
+            f"input {value.name!r} is {kind}: ONNX Runtime takes and gives no {kind} in Python; make it a float with a "
+            "Cast behind it, calibrate that, and put the statistics back"
+        )
+
+
+def is_given(value: Input | ir.Value) -> bool:
+    """Whether ONNX Runtime takes an input from Python, or gives an output, as far as its dtype tells."""
+    return value.dtype is None or value.dtype in _TAKEN
+
+
+_TAKEN = frozenset(
+    {
+        ir.DataType.UNDEFINED,
+        ir.DataType.FLOAT,
+        ir.DataType.DOUBLE,
+        ir.DataType.FLOAT16,
+        ir.DataType.BOOL,
+        ir.DataType.STRING,
+        *(kind for kind in ir.DataType if kind.name in ("INT8", "INT16", "INT32", "INT64")),
+        *(kind for kind in ir.DataType if kind.name in ("UINT8", "UINT16", "UINT32", "UINT64")),
+    }
+)
+"""What ONNX Runtime takes from numpy."""
+
+
+def _converted(array: Array, value: Input, what: str) -> Array:
+    """An array in the dtype of an input.
+
+    Raises:
+        NormfuseError: a number is larger than that holds.
+    """
+    if value.dtype is None:
+        return array
+    with np.errstate(over="ignore"):
+        found = array.astype(value.dtype.numpy(), copy=False)
+    if found.dtype.kind == "f" and found.dtype.itemsize < array.dtype.itemsize:
+        lost = np.isinf(found) & np.isfinite(array)
+        if lost.any():
+            kind, largest = str(value.dtype).lower(), float(np.abs(array[lost]).max())
+            raise NormfuseError(
+                f"{what}: the array for input {value.name!r} holds {largest:.3g}, more than {kind} holds "
+                f"({float(np.finfo(found.dtype).max):.3g}); scale the data as the model wants them"
+            )
+    return found
 
 
 def _casts(given: np.dtype[Any], wanted: ir.DataType) -> bool:
@@ -165,14 +262,50 @@ WHOLE = Shard()
 """All batches."""
 
 
+class Taker(Protocol):
+    """What takes batches, and knows what fits it: as `Signature`."""
+
+    names: list[str]
+    ignored: dict[str, None]
+
+    def check(self, headers: Mapping[str, Header], what: str) -> None:
+        """Checks what is known of arrays before they are read."""
+
+    def fed(self, batch: Any, what: str) -> Batch:
+        """A batch as arrays, checked."""
+
+
 class Batches:
     """Batches that can be read again.
 
     Attributes:
         count: how many there are, where that is known.
+        is_fixed: whether each reading gives the same, in another process too, as far as anybody can promise that.
+        fingerprint: what tells them from others without reading them all; "" where nothing does.
     """
 
     count: int | None = None
+    is_fixed = False
+    fingerprint = ""
+
+    def __init__(self, signature: Taker) -> None:
+        self._signature = signature
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Names of arrays that no input takes, as far as batches have been seen."""
+        return tuple(self._signature.ignored)
+
+    def title(self, index: int) -> str:
+        """What errors call a batch."""
+        return f"batch {index}"
+
+    def check_apart(self, path: str) -> None:
+        """Checks that a file can be written without harm to the batches.
+
+        Raises:
+            NormfuseError: it is one of them, or would be taken for one.
+        """
 
     def read(self, shard: Shard = WHOLE) -> Iterator[Batch]:
         """The batches of a shard in their order, checked.
@@ -191,7 +324,8 @@ class Iterated(Batches):
     """Batches of an iterable that begins anew each time."""
 
     def __init__(self, source: Iterable[Any], signature: Signature) -> None:
-        self._source, self._signature = source, signature
+        super().__init__(signature)
+        self._source, self.is_fixed = source, type(source) in (list, tuple)  # others may shuffle
         try:
             self.count = len(source)  # type: ignore[arg-type]  # tried
         except (TypeError, NotImplementedError):
@@ -201,7 +335,7 @@ class Iterated(Batches):
         """As for `Batches`."""
         for index, batch in enumerate(self._source):
             if index % shard.count == shard.index:
-                yield self._signature.fed(batch, f"batch {index}")
+                yield self._signature.fed(batch, self.title(index))
 
 
 class Spooled(Batches):
@@ -211,7 +345,8 @@ class Spooled(Batches):
     """
 
     def __init__(self, source: Iterator[Any], signature: Signature) -> None:
-        self._source, self._signature = source, signature
+        super().__init__(signature)
+        self._source, self._inputs = source, signature.all
         self._folder = tempfile.mkdtemp(prefix="normfuse-")
         weakref.finalize(self, shutil.rmtree, self._folder, True)
         self._spooled = 0
@@ -223,15 +358,23 @@ class Spooled(Batches):
             path = os.path.join(self._folder, f"{index}.npz")
             if index < self._spooled:
                 with np.load(path, allow_pickle=False) as archive:
-                    batch = {name: archive[f"array_{place}"] for place, name in enumerate(self._signature.names)}
+                    batch = {
+                        value.name: _unspooled(archive[f"array_{place}"])
+                        for place, value in enumerate(self._inputs)
+                        if f"array_{place}" in archive
+                    }
             else:
                 given = next(self._source, _END)
                 if given is _END:
                     self.count = index
                     return
-                batch = self._signature.fed(given, f"batch {index}")
+                batch = self._signature.fed(given, self.title(index))
                 # by place, as not every name of an input is one of a file
-                named = {f"array_{place}": batch[name] for place, name in enumerate(self._signature.names)}
+                named = {
+                    f"array_{place}": _spooled(batch[value.name])
+                    for place, value in enumerate(self._inputs)
+                    if value.name in batch
+                }
                 np.savez(path, allow_pickle=False, **named)
                 self._spooled = index + 1
             if index % shard.count == shard.index:
@@ -239,18 +382,28 @@ class Spooled(Batches):
             index += 1
 
 
+def _spooled(array: Array) -> Array:
+    """An array as it is written: strings as such, not as objects, which would be pickled."""
+    return array.astype("U") if array.dtype.kind == "O" else array
+
+
+def _unspooled(array: Array) -> Array:
+    return array.astype(object) if array.dtype.kind == "U" else array
+
+
 class Rewound(Batches):
     """Batches of a `CalibrationDataReader` that can be rewound."""
 
     def __init__(self, reader: Any, signature: Signature) -> None:
-        self._reader, self._signature = reader, signature
+        super().__init__(signature)
+        self._reader = reader
 
     def read(self, shard: Shard = WHOLE) -> Iterator[Batch]:
         """As for `Batches`."""
         self._reader.rewind()  # the first time too: who has read from it before left it where it was
         for index, batch in enumerate(iter(self._reader.get_next, None)):
             if index % shard.count == shard.index:
-                yield self._signature.fed(batch, f"batch {index}")
+                yield self._signature.fed(batch, self.title(index))
 
 
 def batches_of(source: Any, model: ir.Model) -> Batches:
@@ -264,7 +417,7 @@ def batches_of(source: Any, model: ir.Model) -> Batches:
         source = [source]
     if isinstance(source, Mapping) or hasattr(source, "__array__"):
         return Iterated([source], signature)
-    if isinstance(source, list | tuple) and source and all(isinstance(one, str | os.PathLike) for one in source):
+    if are_paths(source):
         from normfuse.batch_files import Files
 
         return Files([os.fspath(one) for one in source], signature)
@@ -275,11 +428,21 @@ def batches_of(source: Any, model: ir.Model) -> Batches:
     try:
         iterator = iter(source)
     except TypeError:
-        raise NormfuseError(
-            f"a {type(source).__name__} holds no batches; give an iterable of mappings from input names to arrays, "
-            "or paths of .npz files"
-        ) from None
+        raise holds_none(source) from None
     return Spooled(iterator, signature) if iterator is source else Iterated(source, signature)
+
+
+def are_paths(source: Any) -> bool:
+    """Whether it is a list of paths."""
+    return isinstance(source, list | tuple) and bool(source) and all(isinstance(x, str | os.PathLike) for x in source)
+
+
+def holds_none(source: object) -> NormfuseError:
+    """What is said of what is no iterable."""
+    return NormfuseError(
+        f"a {type(source).__name__} holds no batches; give an iterable of mappings from input names to arrays, or "
+        "paths of .npz files"
+    )
 
 
 _END = object()

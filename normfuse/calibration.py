@@ -18,12 +18,12 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.arguments import check
-from normfuse.batches import Batch, Batches, batches_of
+from normfuse.batches import Batch, Batches, batches_of, is_given
 from normfuse.calibration_passes import Say, advance, begun, check_first, resumed, run_pass, silent
-from normfuse.calibration_report import Calibration, Layer, Moved, Movement
+from normfuse.calibration_report import UNLIKE, Calibration, Layer, Moved, Movement, unread
 from normfuse.calibration_state import Plan, State, planned, require_place
 from normfuse.errors import NormfuseError
-from normfuse.measuring import Flow
+from normfuse.measuring import Flow, feeds
 from normfuse.model import Source, load, restore_kind
 from normfuse.pipeline import Result
 from normfuse.population import Estimator
@@ -129,6 +129,7 @@ def calibrated_of(
     plan, refusals = planned(model, estimator, flow)
     if checkpoint is not None:
         require_place(checkpoint)
+        batches.check_apart(checkpoint)
     if scheduler is not None:
         from normfuse.calibration_dask import measured_on
 
@@ -138,10 +139,18 @@ def calibrated_of(
         state, same = _measured(model, batches, plan, estimator, flow, threads, say, checkpoint)
     report, result = concluded(model, state, refusals)
     if not same:
-        report.notes.append("the batches, or their order, were not the same in each pass: another run may differ")
+        report.notes.append(UNLIKE)
     say("comparing the outputs", 0, None)
-    report.outputs = moved(model, result, islice(batches.read(), COMPARED), threads)
+    report.compare(moved(model, result, islice(batches.read(), COMPARED), threads))
+    report.notes += [*unread(batches.ignored), *ungiven(model)]
     return report, result
+
+
+def ungiven(model: ir.Model) -> list[str]:
+    """What is said of outputs that cannot be compared."""
+    names = ", ".join(repr(value.name) for value in model.graph.outputs if not is_given(value))
+    what = "ONNX Runtime does not give these outputs in Python, so how far they move is not known"
+    return [f"{what}: {names}"] if names else []
 
 
 def _measured(
@@ -164,7 +173,7 @@ def _measured(
     same = True
     while state.number < len(plan):
         run_pass(model, plan, state, batches, threads, say, checkpoint)
-        same &= advance(state, plan, [state.digest])
+        same &= advance(state, plan, [state.digest], state.content)
     if checkpoint is not None:
         state.save(checkpoint)
     return state, same
@@ -199,7 +208,7 @@ def moved(before: ir.Model, after: ir.Model, batches: Iterable[Batch], threads: 
     Raises:
         TargetError: ONNX Runtime cannot run one of the models.
     """
-    kept = list(batches)
+    kept = [{name: array.copy() for name, array in batch.items()} for batch in batches]  # a reader may reuse its own
     old = _outputs(before, kept, threads)  # one after the other: each session holds the weights
     movement = Movement()
     for was, now in zip(old, _outputs(after, kept, threads), strict=True):
@@ -210,5 +219,8 @@ def moved(before: ir.Model, after: ir.Model, batches: Iterable[Batch], threads: 
 
 
 def _outputs(model: ir.Model, batches: Iterable[Batch], threads: int | None) -> list[dict[str, Any]]:
+    names = [str(value.name) for value in model.graph.outputs if is_given(value)]
+    if not names:
+        return []
     loaded = session(model, "disabled", threads=threads, name="the model")
-    return [loaded.run({name: batch[name] for name in loaded.inputs}) for batch in batches]
+    return [loaded.run(feeds(loaded, batch), names) for batch in batches]

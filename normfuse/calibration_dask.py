@@ -42,7 +42,7 @@ def measured_on(
     Args:
         scheduler: its address, such as `tcp://host:8786`, or `local`.
         model: as `normfuse.model.load` returned it.
-        batches: the batches, of which there must be a known number.
+        batches: the batches: files, or a list or tuple, as each worker must read the same.
         estimator: as for `normfuse.calibrate`; so is the flow.
         flow: as for `normfuse.calibrate`.
         threads: intra-op threads of each worker; one on a local cluster, else all processors, where None.
@@ -56,8 +56,13 @@ def measured_on(
         NormfuseError: dask.distributed is not installed, there is no such scheduler, or the batches cannot be shared.
         TargetError: ONNX Runtime cannot run the model on a worker.
     """
+    if not batches.is_fixed:
+        raise NormfuseError(
+            "each worker of a cluster reads the batches by itself, and an iterable may give others each time, as a "
+            "DataLoader that shuffles does; give files, or list(batches)"
+        )
     if not batches.count:
-        raise NormfuseError("a cluster needs batches that can be counted; give files, or a list that is not empty")
+        raise NormfuseError("there are no batches; give at least one")
     plan, _ = planned(model, estimator, flow)
     state = resumed(checkpoint, model, estimator, flow)
     if state is None:

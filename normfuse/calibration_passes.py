@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from normfuse.batches import WHOLE, Batches, Shard
-from normfuse.calibration_state import Digest, Plan, State, digest_of, load_state
+from normfuse.batches import WHOLE, Batch, Batches, Shard
+from normfuse.calibration_state import Digest, Plan, State, digest_of, joined, load_state
 from normfuse.errors import NormfuseError
 from normfuse.measuring import Flow, Measurer, least_elements, lone
-from normfuse.population import Estimator
+from normfuse.population import Estimator, Moments
+from normfuse.stored import Stored
 
 Say = Callable[[str, float, float | None], None]
 """Called with what is being done, how much of it is done, and how much there is, where that is known."""
@@ -79,6 +80,7 @@ def run_pass(
         NormfuseError: there are no batches, or those that the state has seen were others.
         TargetError: ONNX Runtime cannot run the model.
     """
+    check_data(state, batches)
     level, seen, saved = plan[state.number], Digest(), -1.0
     skipped, expected = state.done, state.digest
     weights = [max(stored.index for stored in one) + 1 for one in plan]  # a pass runs the nodes up to its layers
@@ -86,12 +88,13 @@ def run_pass(
     measurer = Measurer(model, level, state.known, state.flow, least, threads)
     try:
         for index, batch in enumerate(batches.read(state.shard)):
-            seen.add(batch)
+            place = state.shard.index + index * state.shard.count
+            seen.add(batch, place)
             if index < skipped:
                 if index + 1 == skipped and str(seen) != expected:
                     break
                 continue
-            state.add(measurer.measure(batch), str(seen))
+            state.add(_measured(measurer, batch, batches.title(place)), seen)
             count = batches.share(state.shard)
             doing = f"pass {state.number + 1} of {len(plan)}, batch {state.done}" + (f" of {count}" if count else "")
             finished = sum(weights[: state.number]) * (count or 0) + weights[state.number] * state.done
@@ -112,37 +115,67 @@ def run_pass(
             state.save(checkpoint)
 
 
+def _measured(measurer: Measurer, batch: Batch, title: str) -> dict[Stored, Moments]:
+    try:
+        return measurer.measure(batch)
+    except NormfuseError as error:
+        raise type(error)(f"{title}: {error}") from error
+
+
+def check_data(state: State, batches: Batches) -> None:
+    """Checks that batches are those which a state has seen, as far as that can be told without reading them.
+
+    Raises:
+        NormfuseError: they are not.
+    """
+    if state.data and batches.fingerprint and state.data != batches.fingerprint:
+        raise NormfuseError("other batches were given before; give the same in the same order, or begin anew")
+    if state.number and batches.is_fixed and batches.count != state.batches:
+        raise NormfuseError(
+            f"the first pass had other batches, {state.batches} where there are {batches.count} now; give the same in "
+            "the same order, or begin anew"
+        )
+    state.data = batches.fingerprint or state.data
+
+
 def check_first(state: State, batches: Batches) -> None:
     """Checks that the batches are those of the first pass, where a state comes from a file.
 
     Raises:
         NormfuseError: they are not.
     """
+    check_data(state, batches)
     if not state.first:
         return
     seen = [Digest() for _ in state.first]
     for index, batch in enumerate(batches.read()):
-        seen[index % len(seen)].add(batch)
+        seen[index % len(seen)].add(batch, index)
     if tuple(map(str, seen)) != state.first:
         raise NormfuseError("the first pass had other batches; give the same in the same order, or begin anew")
 
 
-def advance(state: State, plan: Plan, digests: Sequence[str]) -> bool:
+def advance(state: State, plan: Plan, digests: Sequence[str], content: str) -> bool:
     """Makes statistics of the sums of a pass whose batches have all been measured, and begins the next pass.
 
+    Args:
+        state: that of all shards.
+        plan: what is measured in each pass.
+        digests: of the batches, by shard.
+        content: of all of them, as `Digest` has it.
+
     Returns:
-        whether the batches were those of the first pass, as far as that can be told.
+        whether the batches were those of the first pass.
 
     Raises:
         NormfuseError: there was one element per channel in all of them.
     """
-    same = not state.first or len(state.first) != len(digests) or state.first == tuple(digests)
+    same = state.before in ("", content)
     for stored, sums in state.sums.items():
         if sums.count < 2:
             raise lone(stored.name)
         state.known[stored] = sums.statistics()
         state.batches = sums.batches
-    state.first = state.first or tuple(digests)
+    state.first, state.before = state.first or tuple(digests), state.before or content
     state.number += 1
     state.begin(plan[state.number] if state.number < len(plan) else [])
     state.shard = WHOLE
@@ -170,6 +203,8 @@ def merged(parts: Sequence[tuple[str, State]], plan: Plan) -> State:
             raise NormfuseError(f"{other} is of another pass, or of another number of shards, than {path}")
         if not _same_known(state, whole):
             raise NormfuseError(f"{other} was made after other statistics than {path}; run one of them again")
+        if state.data and whole.data and state.data != whole.data:
+            raise NormfuseError(f"{other} was made of other data than {path}; {_ALL}")
         index = state.shard.index
         if index in by_index:
             raise NormfuseError(f"{other} is the same shard as {by_index[index]}; give each once")
@@ -178,12 +213,25 @@ def merged(parts: Sequence[tuple[str, State]], plan: Plan) -> State:
     missing = [str(index + 1) for index in range(whole.shard.count) if index not in by_index]
     if missing:
         raise NormfuseError(f"of {whole.shard.count} shards {', '.join(missing)} are missing; give the parts of all")
+    total = sum(state.done for _, state in parts)
+    for other, state in parts:
+        share = len(range(state.shard.index, total, state.shard.count))
+        if state.done != share:
+            raise NormfuseError(
+                f"{other} has {state.done} of {total} batches, where shard {state.shard.index + 1}/{state.shard.count} "
+                f"has {share}; {_ALL}"
+            )
+    content = joined(state.content for _, state in parts)
     for _, state in parts[1:]:
+        whole.data = whole.data or state.data
         for stored, sums in state.sums.items():
             whole.sums[stored].merge(sums)
-    if not advance(whole, plan, digests):
+    if not advance(whole, plan, digests, content):
         raise NormfuseError("the shards had other batches in the first pass; give each the same in every pass")
     return whole
+
+
+_ALL = "give each shard the batches of all, in the same order: it takes its share"
 
 
 def _same_known(one: State, other: State) -> bool:

@@ -1,6 +1,7 @@
 """What a calibration found: statistics old and new, and how far the outputs have moved."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from normfuse.runtime import Array
 from normfuse.schema import SCHEMA_VERSION
 from normfuse.stored import RULE, is_trivial
 from normfuse.superaccumulator import Float64
+
+UNLIKE = "the batches, or their order, were not the same in each pass: another run may differ"
 
 NOTABLE = 0.1
 """A share of the variance that is worth a word when it is left out."""
@@ -57,7 +60,7 @@ class Layer:
 
     @property
     def constant_channels(self) -> int:
-        """Channels that are the same everywhere in the data: they are scaled by γ/√ε, or overflow where ε is 0."""
+        """Channels that are the same everywhere in the data: they are scaled by γ/√ε."""
         return int(np.sum(self.new.variance == 0))
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,6 +145,15 @@ class Calibration(Report):
                 "it is wrong now"
             )
 
+    def compare(self, outputs: list[Moved]) -> None:
+        """Takes how far the outputs have moved, and says where that is no number."""
+        self.outputs = outputs
+        for output in outputs:
+            if not math.isfinite(output.largest):
+                self.notes.append(
+                    f"output {output.name!r} holds NaN or infinities, before or after, on the first batches"
+                )
+
     def weigh(self) -> None:
         """Says where the estimator `mean` is too small, once all layers are there."""
         small = [layer for layer in self.layers if layer.missing > NOTABLE]
@@ -152,6 +164,12 @@ class Calibration(Report):
                 f"which the estimator mean leaves out of the variance ({worst.missing:.0%} of it in {worst.name!r}); "
                 "give larger and shuffled batches, or take pooled"
             )
+
+
+def unread(names: Iterable[str]) -> list[str]:
+    """What is said of arrays in the data that nothing takes."""
+    told = ", ".join(map(repr, names))
+    return [f"left out of the data, as no input of that name can be fed: {told}"] if told else []
 
 
 class Movement:

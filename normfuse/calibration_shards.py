@@ -35,7 +35,7 @@ def measure_shard(
 
     Args:
         model: as `normfuse.model.load` returned it.
-        batches: the batches of all shards.
+        batches: the batches of all shards, the same in the same order for each of them.
         shard: those to measure.
         estimator: as for `normfuse.calibrate`; so is the flow.
         flow: as for `normfuse.calibrate`.

@@ -13,7 +13,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ from normfuse.stored import Stored, find
 from normfuse.superaccumulator import DIGITS, Superaccumulator
 from normfuse.tensors import constants, in_memory, place
 
-FORMAT = "normfuse calibration 1"
+FORMAT = "normfuse calibration 2"
 
 Plan = list[list[Stored]]
 """What is measured in each pass."""
@@ -75,23 +75,41 @@ def planned(model: ir.Model, estimator: str, flow: str) -> tuple[Plan, list[Refu
 
 
 class Digest:
-    """The SHA-256 of batches, in their order."""
+    """The SHA-256 of batches: of their sequence, and of which batch stands at which place, whoever has read it.
+
+    The second is Σ SHA-256(batch, place) mod 2²⁵⁶: what the shards of a pass have read adds up to what the whole has.
+    """
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
+        self._sum = 0
 
-    def add(self, batch: Batch) -> None:
-        """Adds a batch: names, dtypes, shapes and numbers."""
+    def add(self, batch: Batch, place: int) -> None:
+        """Adds a batch: names, dtypes, shapes and numbers; and its place among those of all shards."""
+        one = hashlib.sha256()
         for name in sorted(batch):
             array = batch[name]
-            self._hash.update(repr((name, array.dtype.str, array.shape)).encode())
+            one.update(repr((name, array.dtype.str, array.shape)).encode())
             if array.dtype.kind == "O":  # strings
-                self._hash.update(repr(array.tolist()).encode())
+                one.update(repr(array.tolist()).encode())
             else:
-                self._hash.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+                one.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        self._hash.update(one.digest())
+        one.update(place.to_bytes(8, "little"))
+        self._sum += int.from_bytes(one.digest(), "little")
 
     def __str__(self) -> str:
         return self._hash.hexdigest()
+
+    @property
+    def content(self) -> str:
+        """Which batch stands at which place."""
+        return f"{self._sum % 2**256:064x}"
+
+
+def joined(contents: Iterable[str]) -> str:
+    """`Digest.content` of the batches of several shards together."""
+    return f"{sum(int(one, 16) for one in contents) % 2**256:064x}"
 
 
 @dataclass(slots=True)
@@ -108,8 +126,11 @@ class State:
         done: how many of them have been, in this pass.
         complete: whether that was all of them.
         digest: of those, as `Digest` has it.
+        content: of those, as `Digest` has it.
         first: digests of all batches in the first pass, by shard.
+        before: `content` of all batches in the first pass.
         batches: how many there were in the pass before, all shards together.
+        data: the fingerprint of the batches; "" where they have none.
         known: the statistics of the passes that are done.
         sums: those of the pass that is under way.
         consistent: False while a batch is being added.
@@ -124,24 +145,28 @@ class State:
     done: int = 0
     complete: bool = False
     digest: str = field(default_factory=lambda: str(Digest()))
+    content: str = field(default_factory=lambda: Digest().content)
     first: tuple[str, ...] = ()
+    before: str = ""
     batches: int = 0
+    data: str = ""
     known: dict[Stored, Statistics] = field(default_factory=dict)
     sums: dict[Stored, Sums] = field(default_factory=dict)
     consistent: bool = True
 
     def begin(self, level: Sequence[Stored]) -> None:
         """Begins a pass that measures some layers."""
-        self.done, self.complete, self.digest = 0, False, str(Digest())
+        none = Digest()
+        self.done, self.complete, self.digest, self.content = 0, False, str(none), none.content
         self.sums = {stored: Sums(self.estimator, stored.channels) for stored in level}
 
-    def add(self, moments: Mapping[Stored, Moments], digest: str) -> None:
-        """Adds a batch of the shard."""
+    def add(self, moments: Mapping[Stored, Moments], digest: Digest) -> None:
+        """Adds a batch of the shard, and takes over the digest of all that it has seen."""
         self.consistent = False
         for stored, one in moments.items():
             self.sums[stored].add(one)
         self.done += 1
-        self.digest = digest
+        self.digest, self.content = str(digest), digest.content
         self.consistent = True
 
     def save(self, path: str) -> None:
@@ -161,8 +186,11 @@ class State:
             "done": self.done,
             "complete": self.complete,
             "digest": self.digest,
+            "content": self.content,
             "first": self.first,
+            "before": self.before,
             "batches": self.batches,
+            "data": self.data,
             "known": [stored.index for stored in self.known],
             "sums": {stored.index: [one.batches, one.count] for stored, one in self.sums.items()},
         }
@@ -222,8 +250,11 @@ def _state(header: dict[str, Any], arrays: Mapping[str, Any], plan: Plan) -> Sta
         int(header["done"]),
         bool(header["complete"]),
         str(header["digest"]),
+        f"{int(header['content'], 16):064x}",
         tuple(map(str, header["first"])),
+        str(header["before"]),
         int(header["batches"]),
+        str(header["data"]),
     )
     if state.passes != len(plan):
         raise ValueError("it has another number of passes")

@@ -1,14 +1,16 @@
 """`calibrate` for torch modules: the same estimators and flows, by hooks on the BatchNorm modules of a copy.
 
 A module does not tell which of its BatchNorms depend on which. With the flow `levels` each has a pass of its own, in
-the order in which the forward pass comes to them, which ends there. With the flow `batch` one pass runs with all of
-them in train mode, and only them: torch.optim.swa_utils.update_bn puts all else, such as dropout, in train mode too.
+the order in which the forward pass comes to them, which ends there; a pass before these looks which are called on each
+of the batches, and in which order, as that may depend on the data. With the flow `batch` one pass runs with all of them
+in train mode, and only them: torch.optim.swa_utils.update_bn puts all else, such as dropout, in train mode too.
 
 A batch is what `update_bn` takes: a tensor or an array, or a list that begins with it; besides, a mapping of keyword
-arguments. This module is imported where torch is imported already.
+arguments, and whatever else `normfuse.batches_torch` reads. This module is imported where torch is imported already.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -18,15 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normfuse.batches_torch import module_batches
+from normfuse.calibration_calls import NO_BATCHES, UNREACHED, look_at, require_eager, run, tracked
 from normfuse.calibration_passes import Say
-from normfuse.calibration_report import Calibration, Layer, Moved, Movement
-from normfuse.calibration_state import check_options
-from normfuse.calls import is_array, outputs_of
+from normfuse.calibration_report import UNLIKE, Calibration, Layer, Moved, Movement, unread
+from normfuse.calibration_state import Digest, check_options
+from normfuse.calls import outputs_of
 from normfuse.errors import NormfuseError
 from normfuse.measuring import Flow, checked, least_elements, lone
 from normfuse.population import Estimator, Moments, Statistics, Sums
 from normfuse.report import Counts, Refusal
-from normfuse.stored import RULE
+from normfuse.stored import RULE, unscalable
 
 COMPARED = 3
 """Batches on which the outputs before and after are compared."""
@@ -37,7 +41,7 @@ class _Reached(BaseException):  # so that no module takes it for an error
 
 
 def calibrated_module(
-    module: nn.Module, batches: Any, estimator: Estimator, flow: Flow, say: Say
+    module: nn.Module, source: Any, estimator: Estimator, flow: Flow, say: Say
 ) -> tuple[Calibration, nn.Module]:
     """The report, and a copy of a module with new statistics; see `normfuse.calibrate`.
 
@@ -45,8 +49,8 @@ def calibrated_module(
         NormfuseError: it has no statistics to estimate, cannot be copied, or does not run on the batches.
     """
     check_options(estimator, flow)
-    if iter(batches) is batches:
-        raise NormfuseError("an iterator can be read only once; give a list or a DataLoader")
+    require_eager(module)
+    batches, parameters = module_batches(source, module)
     try:
         original, result = copy.deepcopy(module), copy.deepcopy(module)
     except Exception as error:
@@ -56,84 +60,89 @@ def calibrated_module(
     original.eval()
     result.eval()
     with torch.no_grad():
-        order, refusals = _called(result, batches, flow)
-        old = {name: _statistics(part) for name, part in order.items()}
+        named, refusals = tracked(result)
+        look = look_at(result, named, batches, say) if flow == "levels" else None
+        if look is None:
+            plan = [list(named)] if named else []
+        else:
+            refusals += look.refusals()
+            refused = {refusal.node for refusal in refusals}
+            plan = [[name] for name in look.order(set(named) - refused)]
+        _require_any(plan, refusals)
+        old = {name: _statistics(part) for name, part in named.items()}
         new: dict[str, Statistics] = {}
-        plan = [list(order)] if flow == "batch" else [[name] for name in order]
         report = Calibration(_counts(module), _counts(module), refusals=refusals)
         report.estimator, report.flow, report.passes = estimator, flow, len(plan)
+        same = True
         for number, names in enumerate(plan):
             sums = {name: Sums(estimator, len(old[name].mean)) for name in names}
+            reached: Counter[str] = Counter()  # in the order of the first calls
+            digest = Digest()
             report.batches = 0
-            for moments in _measured(result, {name: order[name] for name in names}, batches, estimator, flow):
+            layers = {name: named[name] for name in names}
+            for moments in _measured(result, layers, batches, estimator, flow, digest):
                 for name, one in moments:
                     sums[name].add(one)
+                reached.update(dict(moments).keys())
                 report.batches += 1
                 say(f"pass {number + 1} of {len(plan)}, batch {report.batches}", report.batches, None)
-            for name, total in sums.items():
+            if not report.batches:
+                raise NormfuseError(NO_BATCHES if look is None else "the batches can be read only once; give a list")
+            same &= look is None or look.digest == str(digest)
+            refusals += [Refusal(RULE, name, UNREACHED) for name in names if name not in reached]
+            for name, times in reached.items():
+                total = sums[name]
                 if total.count < 2:
-                    raise lone(name)
+                    raise lone(name, total.count)
+                if times < report.batches:
+                    share = f"{times} of {report.batches} batches"
+                    report.notes.append(f"{name!r} is called on {share}: its statistics are those of these")
                 new[name] = total.statistics()
-                _write(name, order[name], new[name], total.batches)
-        report.outputs = _moved(original, result, batches)
-    for level, (name, part) in enumerate(order.items(), 1):
-        report.add(Layer(name, 1 if flow == "batch" else level, part.eps, old[name], new[name]))
+                _write(name, named[name], new[name], total.batches)
+        _require_any([list(new)] if new else [], refusals)
+        if not same:
+            report.notes.append(UNLIKE)
+        report.compare(_moved(original, result, batches))
+    for level, name in enumerate(new, 1):
+        report.add(Layer(name, 1 if flow == "batch" else level, named[name].eps, old[name], new[name]))
     report.weigh()
+    report.notes += unread(parameters.ignored)
     for inner, training in zip(result.modules(), modes, strict=True):
         inner.training = training
     return report, result
 
 
-def _called(module: nn.Module, batches: Any, flow: Flow) -> tuple[dict[str, _BatchNorm], list[Refusal]]:
-    """The BatchNorms to measure by name, in the order in which they are called, and the others with the reason.
+def _require_any(plan: list[list[str]], refusals: list[Refusal]) -> None:
+    """Makes sure that there is a BatchNorm to measure.
 
     Raises:
         NormfuseError: there is none.
     """
-    named = {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
-    calls: dict[str, int] = {}
-
-    def count(name: str) -> Callable[..., None]:
-        return lambda *_: calls.update({name: calls.get(name, 0) + 1})
-
-    hooks = [part.register_forward_pre_hook(count(name)) for name, part in named.items()]
-    try:
-        for batch in batches:
-            _run(module, batch, 0)
-            break
-        else:
-            raise NormfuseError("there are no batches; give at least one")
-    finally:
-        for hook in hooks:
-            hook.remove()
-    refusals = []
-    for name, part in named.items():
-        if part.running_mean is None or part.running_var is None:
-            refusals.append(Refusal(RULE, name, "track_running_stats=False: its statistics are those of the batch"))
-        elif name not in calls:
-            refusals.append(Refusal(RULE, name, "the batches do not come to it"))
-        elif calls[name] > 1 and flow == "levels":
-            reason = f"it is called {calls[name]} times, once behind itself; the flow `batch` measures all calls"
-            refusals.append(Refusal(RULE, name, reason))
-    refused = {refusal.node for refusal in refusals}
-    order = {name: named[name] for name in calls if name not in refused}
-    if not order and refusals:
+    if not plan and refusals:
         raise NormfuseError(f"no BatchNorm can be calibrated: {refusals[0].node!r}: {refusals[0].reason}")
-    if not order:
+    if not plan:
         raise NormfuseError("the module has no BatchNorm; what is folded into weights cannot be estimated anew")
-    return order, refusals
 
 
 def _measured(
-    module: nn.Module, layers: Mapping[str, _BatchNorm], batches: Any, estimator: Estimator, flow: Flow
+    module: nn.Module,
+    layers: Mapping[str, _BatchNorm],
+    batches: Iterable[Any],
+    estimator: Estimator,
+    flow: Flow,
+    digest: Digest,
 ) -> Iterator[list[tuple[str, Moments]]]:
     """The moments of what some layers read, batch by batch: one for each call."""
     least = least_elements(estimator, flow)
     found: list[tuple[str, Moments]] = []
+    current = 0
 
     def measure(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(part: nn.Module, args: Any, kwargs: Any) -> None:
-            found.append((name, checked(name, _moments(args[0] if args else kwargs["input"]), least)))
+            try:
+                found.append((name, checked(name, _moments(args[0] if args else kwargs["input"]), least)))
+            except NormfuseError as error:
+                raise NormfuseError(f"batch {current}: {error}") from error
             if flow == "levels":
                 raise _Reached
 
@@ -143,10 +152,10 @@ def _measured(
     try:
         for part in layers.values():
             part.train(flow == "batch")
-        for index, batch in enumerate(batches):
+        for current, batch in enumerate(batches):
             found.clear()
             with suppress(_Reached):
-                _run(module, batch, index)
+                run(module, batch, current, digest)
             yield list(found)
     finally:
         for hook in hooks:
@@ -164,28 +173,6 @@ def _moments(x: Tensor) -> Moments:
     return Moments(flat.shape[1], mean.cpu().numpy(), m2.cpu().numpy())
 
 
-def _run(module: nn.Module, batch: Any, index: int) -> Any:
-    """Runs a module on a batch.
-
-    Raises:
-        NormfuseError: it does not run on it.
-    """
-    device = next((one.device for one in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-
-    def tensor(value: Any) -> Any:
-        return torch.as_tensor(value).to(device) if is_array(value) else value
-
-    try:
-        if isinstance(batch, Mapping):
-            return module(**{name: tensor(value) for name, value in batch.items()})
-        return module(tensor(batch[0] if isinstance(batch, list | tuple) else batch))
-    except NormfuseError:
-        raise
-    except Exception as error:
-        what = " ".join(str(error).split())[:200] or type(error).__name__
-        raise NormfuseError(f"batch {index}: the module {type(module).__name__} does not run on it: {what}") from error
-
-
 def _statistics(part: _BatchNorm) -> Statistics:
     assert part.running_mean is not None
     assert part.running_var is not None
@@ -197,7 +184,7 @@ def _write(name: str, part: _BatchNorm, statistics: Statistics, batches: int) ->
     """Writes the statistics into a BatchNorm, rounded once.
 
     Raises:
-        NormfuseError: one overflows its dtype.
+        NormfuseError: one overflows its dtype, or it is a variance of 0 where ε is 0.
     """
     for what, buffer, array in (
         ("mean", part.running_mean, statistics.mean),
@@ -208,6 +195,8 @@ def _write(name: str, part: _BatchNorm, statistics: Statistics, batches: int) ->
         if largest > torch.finfo(buffer.dtype).max:
             raise NormfuseError(f"BatchNorm {name!r}: a {what} of {largest:.1e} overflows {buffer.dtype}")
         buffer.copy_(torch.from_numpy(array).to(buffer.dtype))
+        if what == "variance" and not part.eps and not bool(buffer.all()):
+            raise unscalable(name, int((buffer == 0).sum()))
     if part.num_batches_tracked is not None:
         part.num_batches_tracked.fill_(batches)
 
@@ -216,7 +205,7 @@ def _moved(before: nn.Module, after: nn.Module, batches: Any) -> list[Moved]:
     """How far the outputs move on the first batches."""
     movement = Movement()
     for index, batch in zip(range(COMPARED), batches, strict=False):
-        old, new = (outputs_of(_run(one, batch, index)) for one in (before, after))
+        old, new = (outputs_of(run(one, batch, index)) for one in (before, after))
         for name, array in old.items():
             movement.add(name, array, new[name])
     return movement.moved()

@@ -49,7 +49,7 @@ def called_by_names(module: Any, names: Sequence[str]) -> Call:
     Raises:
         NormfuseError: it cannot be called with so many.
     """
-    parameters = _parameters(module)
+    parameters = parameters_of(module)
     by_name = all(name in parameters and parameters[name].kind in _KEYWORDS for name in names)
 
     def arguments(tensors: Mapping[str, Any]) -> Arguments:
@@ -159,7 +159,7 @@ def to_array(leaf: Any) -> Array:
     return np.array(leaf.numpy())
 
 
-def _parameters(module: Any) -> Mapping[str, inspect.Parameter]:
+def parameters_of(module: Any) -> Mapping[str, inspect.Parameter]:
     """The parameters of `forward`; of a compiled one nothing is known but that it takes arguments."""
     try:
         return inspect.signature(module.forward).parameters
@@ -171,7 +171,7 @@ def _name(module: Any, path: Sequence[Any]) -> str:
     """What an array of an example is called: its parameter, and its place in that."""
     kind, first, *rest = (_key(part) for part in path)
     if kind == 0:
-        places = [one.name for one in _parameters(module).values() if one.kind in _PLACED]
+        places = [one.name for one in parameters_of(module).values() if one.kind in _PLACED]
         first = places[first] if first < len(places) else f"args_{first - len(places)}"
     return "_".join(map(str, (first, *rest)))
 

@@ -21,7 +21,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from normfuse.errors import NormfuseError
 from normfuse.passes.weights import Weights
 from normfuse.population import Estimator, Moments, Statistics
-from normfuse.runtime import Array, session
+from normfuse.runtime import Array, Session, session
 from normfuse.stored import Stored, constant_of, write
 
 Flow = Literal["levels", "batch"]
@@ -29,6 +29,11 @@ FLOWS: tuple[Flow, ...] = ("levels", "batch")
 
 LARGEST = 1e100
 """What a float64 may be so that squares of it can still be summed up; no float32 comes near."""
+
+_SLICE_HAS_INPUTS = 10
+"""The opset from which on Slice reads its bounds from inputs."""
+
+_END = 2**31 - 1
 
 _AXES_ARE_INPUTS = 18
 """The opset from which on reductions read their axes from an input."""
@@ -92,7 +97,7 @@ class Measurer:
             TargetError: the model does not run on it.
             NormfuseError: a moment is not finite, or a channel has too few elements.
         """
-        values = self._session.run({name: batch[name] for name in self._session.inputs})
+        values = self._session.run(feeds(self._session, batch))
         found: dict[Stored, Moments] = {}
         for stored, (count, mean, m2) in zip(self._measured, self._names, strict=True):
             moments = Moments(int(values[count]) // stored.channels, values[mean], values[m2])
@@ -100,32 +105,39 @@ class Measurer:
         return found
 
 
+def feeds(loaded: Session, batch: Mapping[str, Array]) -> dict[str, Array]:
+    """What a session takes of a batch, with what overrides an initializer."""
+    return {name: batch[name] for name in (*loaded.inputs, *loaded.optional) if name in batch}
+
+
 def least_elements(estimator: Estimator, flow: Flow) -> int:
     """Elements per channel that each batch must have: one has no variance of its own."""
-    return 1 if estimator == "pooled" and flow == "levels" else 2
+    return 0 if estimator == "pooled" and flow == "levels" else 2
 
 
 def checked(name: str, moments: Moments, least: int) -> Moments:
-    """The moments of a batch, if they can be used.
+    """The moments of a batch, if they can be used; those of no elements are 0.
 
     Raises:
         NormfuseError: one is not finite, or a channel has less than the least number of elements.
     """
+    if moments.count < least:
+        raise lone(name, moments.count)
+    if not moments.count:
+        return Moments(0, np.zeros_like(moments.mean), np.zeros_like(moments.m2))
     if not (np.all(np.abs(moments.mean) < LARGEST) and np.all(moments.m2 < LARGEST**2)):
         raise NormfuseError(
             f"BatchNormalization {name!r} reads NaN or infinities; look for them in the data, or in the statistics of "
             "the layers before it"
         )
-    if moments.count < least:
-        raise lone(name)
     return moments
 
 
-def lone(name: str) -> NormfuseError:
-    """What is said of a batch, or of all of them, with one element per channel."""
+def lone(name: str, count: int = 1) -> NormfuseError:
+    """What is said of a batch, or of all of them, with one element per channel or none."""
+    what = "one element per channel, which has no variance" if count else "no elements"
     return NormfuseError(
-        f"BatchNormalization {name!r} reads one element per channel, which has no variance; give larger batches, or "
-        "several to the estimator `pooled` on levels"
+        f"BatchNormalization {name!r} reads {what}; give larger batches, or several to the estimator `pooled` on levels"
     )
 
 
@@ -142,13 +154,23 @@ class _Writer:
 
     def moments(self, data: ir.Value, channels: int) -> tuple[ir.Value, ir.Value, ir.Value]:
         """The elements of (N, C, *spatial), the mean and M2 of each channel."""
-        # as (N, C, P) of any rank; N = 0 does not come here
-        flat = self.op("Reshape", self.op("Cast", data, to=_DOUBLE), self.whole([0, channels, -1]))
+        flat = self.op("Reshape", self.op("Cast", data, to=_DOUBLE), self.flattened(data, channels))
         mean = self.reduce("ReduceMean", flat, keepdims=1)
         m2 = self.reduce("ReduceSumSquare", self.op("Sub", flat, mean), keepdims=0)
         count, mean = self.op("Size", data), self.op("Reshape", mean, self.whole([channels]))
         count.dtype, mean.dtype, m2.dtype = ir.DataType.INT64, _DOUBLE, _DOUBLE
         return count, mean, m2
+
+    def flattened(self, data: ir.Value, channels: int) -> ir.Value:
+        """The shape (N, C, P) of (N, C, *spatial) of any rank; −1 would not tell P where N is 0."""
+        shape = self.op("Shape", data)
+        if self._weights.opset >= _SLICE_HAS_INPUTS:
+            spatial = self.op("Slice", shape, self.whole([2]), self.whole([_END]))
+        else:
+            spatial = self.op("Slice", shape, starts=[2], ends=[_END])
+        # (N, C) has none, and its P is 1
+        size = self.op("ReduceProd", self.op("Concat", spatial, self.whole([1]), axis=0), keepdims=1)
+        return self.op("Concat", self.whole([0, channels]), size, axis=0)
 
     def reduce(self, operator: str, flat: ir.Value, keepdims: int) -> ir.Value:
         """Reduces (N, C, P) over N and P."""

@@ -48,7 +48,8 @@ class Session:
 
     Attributes:
         name: what error messages call the model.
-        inputs: names of the inputs, in order.
+        inputs: names of the inputs that must be fed, in order.
+        optional: names of those that have an initializer, which may be overridden.
         outputs: names of the outputs, in order.
     """
 
@@ -58,6 +59,7 @@ class Session:
         self._native = native
         self._model = model
         self.inputs = [value.name for value in native.get_inputs()]
+        self.optional = [value.name for value in native.get_overridable_initializers()]
         self.outputs = [value.name for value in native.get_outputs()]
 
     @property

@@ -28,6 +28,8 @@ from normfuse.superaccumulator import Float64
 RULE = "calibrate"
 """What changes and refusals are called."""
 
+_WIDE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+
 _MEAN, _VARIANCE = 3, 4
 """Which inputs of a BatchNormalization the statistics are."""
 
@@ -60,10 +62,15 @@ def find(model: ir.Model) -> tuple[list[Stored], list[Refusal]]:
     levels: dict[ir.Value, int] = {
         value: 0 for value in model.graph.inputs if value.name not in model.graph.initializers
     }
+    alive = _alive(model)
     for index, node in enumerate(model.graph):
         level = max((levels[value] for value in _read(node) if value in levels), default=None)
         if operator(node) == "BatchNormalization":
-            reason = _unfit(node, model) or ("its input does not depend on those of the model" if level is None else "")
+            reason = _unfit(node, model)
+            if not reason and node not in alive:
+                reason = "no output of the model depends on it"
+            if not reason and level is None:
+                reason = "its input does not depend on those of the model"
             if not reason:
                 reason = folded_batch(model, node, _held(node))
             if reason:
@@ -76,6 +83,18 @@ def find(model: ir.Model) -> tuple[list[Stored], list[Refusal]]:
         if level is not None:
             levels.update(dict.fromkeys(node.outputs, level))
     return found, refusals
+
+
+def _alive(model: ir.Model) -> set[ir.Node]:
+    """The nodes of the main graph on which an output of the model depends."""
+    found: set[ir.Node] = set()
+    open_values = list(model.graph.outputs)
+    while open_values:
+        node = open_values.pop().producer()
+        if node is not None and node not in found:
+            found.add(node)
+            open_values += _read(node)
+    return found
 
 
 def statistics_of(model: ir.Model, stored: Stored) -> Statistics:
@@ -99,7 +118,7 @@ def write(model: ir.Model, new: Mapping[Stored, Statistics]) -> None:
     removed moves the indices of those behind it.
 
     Raises:
-        NormfuseError: one overflows or underflows that dtype.
+        NormfuseError: one overflows or underflows that dtype, or it is a variance of 0 where ε is 0.
     """
     weights = Weights(model)
     nodes = list(model.graph)
@@ -107,10 +126,11 @@ def write(model: ir.Model, new: Mapping[Stored, Statistics]) -> None:
         node = nodes[stored.index]
         for index, what, array in ((_MEAN, "mean", statistics.mean), (_VARIANCE, "variance", statistics.variance)):
             dtype = constant_of(node, index).dtype
+            wider = ", or store its statistics as float32" if dtype not in _WIDE else ""
             if np.abs(array).max(initial=0) > STORAGE[dtype].largest:
                 raise NormfuseError(
                     f"BatchNormalization {stored.name!r}: a {what} of {np.abs(array).max():.1e} overflows {dtype}; "
-                    "scale the data, or store its statistics as float32"
+                    f"scale the data{wider}"
                 )
             rounded = round_to(array, dtype)
             lost = lost_by_rounding(
@@ -118,9 +138,11 @@ def write(model: ir.Model, new: Mapping[Stored, Statistics]) -> None:
             )
             if lost:
                 raise NormfuseError(
-                    f"BatchNormalization {stored.name!r}: a {what} of {lost:.1e} underflows {dtype}; scale the data, "
-                    "or store its statistics as float32"
+                    f"BatchNormalization {stored.name!r}: a {what} of {lost:.1e} underflows {dtype}; "
+                    f"scale the data{wider}"
                 )
+            if index == _VARIANCE and not stored.epsilon and not np.all(rounded):
+                raise unscalable(stored.name, int(np.sum(rounded == 0)))
             _put(model, node, index, rounded, weights)
 
 
@@ -141,6 +163,15 @@ def lost_by_rounding(what: str, rounded: Float64, statistics: Statistics, epsilo
     array, size = (statistics.variance, power) if what == "variance" else (statistics.mean, np.sqrt(power))
     lost = np.abs(rounded - array) > 8 * round_off * np.maximum(np.abs(array), size)
     return float(np.max(np.abs(array), where=lost, initial=0))
+
+
+def unscalable(name: str, channels: int) -> NormfuseError:
+    """What is said where a variance and ε are 0."""
+    which = "channel is" if channels == 1 else "channels are"
+    return NormfuseError(
+        f"BatchNormalization {name!r}: {channels} {which} constant in the data and ε is 0, which divides by 0; give "
+        "data that vary there, or the layer an epsilon"
+    )
 
 
 def constant_of(node: ir.Node, index: int) -> ir.TensorProtocol:
@@ -223,7 +254,7 @@ def _unfit(node: ir.Node, model: ir.Model) -> str:
     """Why a BatchNormalization cannot be estimated anew, or nothing."""
     opset = model.opset_imports.get("", 0)
     if opset < 7:
-        return f"the model has opset {opset}; raise it first, `normfuse optimize --opset` does"
+        return f"the model has opset {opset}; raise it first, as `normfuse optimize --opset 15 --ignore fold` does"
     if attribute(node, "training_mode", 0) or any(output.name for output in node.outputs[1:]):
         return "it is in training mode: its statistics are those of the batch"
     if not attribute(node, "spatial", 1):

@@ -116,8 +116,10 @@ class TestCheckpoint:
         path = tmp_path / "checkpoint.npz"
         with pytest.raises(KeyboardInterrupt):
             calibrate(net(), Interrupted(6), checkpoint=path)
-        with pytest.raises(NormfuseError, match="the first pass had other batches"):
+        with pytest.raises(NormfuseError, match="the first pass had other batches, 5 where there are 4 now"):
             calibrate(net(), data(SIZES[:4]), checkpoint=path)
+        with pytest.raises(NormfuseError, match="the first pass had other batches; give the same"):
+            calibrate(net(), data(SIZES[::-1]), checkpoint=path)
 
     @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])
     def test_what_is_none_is_refused(self, content: bytes, tmp_path: Path) -> None:
@@ -282,7 +284,9 @@ class TestShards:
         with pytest.raises(NormfuseError, match="of another pass than"):
             part(0, 2, after=state, checkpoint=first)
         with pytest.raises(NormfuseError, match="the first pass had other batches in this shard"):
-            part(0, 2, sizes=(1, 2), after=state)
+            part(0, 2, sizes=(2, 2, 3, 4, 5), after=state)
+        with pytest.raises(NormfuseError, match="the first pass had other batches, 5 where there are 2 now"):
+            part(0, 1, sizes=(4, 2), after=state)
         with pytest.raises(NormfuseError, match="there are no batches for shard 3/3"):
             part(2, 3, sizes=(2, 3))
 

@@ -94,7 +94,7 @@ class Twice(nn.Module):
 class TestRefusals:
     def test_one_layer_in_two_places(self) -> None:
         batches = [torch.randn(5, 3) for _ in range(3)]
-        with pytest.raises(NormfuseError, match="it is called 2 times, once behind itself"):
+        with pytest.raises(NormfuseError, match="it is called 2 times on one batch, of which a pass sees one"):
             calibrate(Twice(), batches)
         found, expected = calibrate(Twice(), batches, flow="batch"), Twice()
         expected.norm.momentum = None
@@ -112,7 +112,13 @@ class TestRefusals:
             (nn.BatchNorm1d(3), [torch.full((2, 3), torch.nan)], "reads NaN or infinities"),
             (nn.BatchNorm1d(3), [torch.ones(2, 4)], "batch 0: the module BatchNorm1d does not run on it"),
             (nn.BatchNorm1d(3), [], "there are no batches"),
-            (nn.BatchNorm1d(3), iter([torch.ones(2, 3)]), "an iterator can be read only once"),
+            (nn.BatchNorm1d(3), iter([torch.ones(2, 4)]), "batch 0: the module BatchNorm1d does not run on it"),
+            (nn.BatchNorm1d(3), [torch.ones(2, 3), torch.ones(0, 3)], "batch 1: .* reads no elements; give larger"),
+            (nn.BatchNorm1d(3), [torch.ones(2, 3), []], "batch 1 is empty"),
+            (nn.BatchNorm1d(3, eps=0.0), [torch.ones(2, 3)], "'': 3 channels are constant in the data and ε is 0"),
+            (nn.BatchNorm1d(3), 5, "a int holds no batches"),
+            (nn.BatchNorm1d(3), None, "a NoneType holds no batches"),
+            (nn.BatchNorm1d(3), "nowhere", "nowhere holds no batch; give .npz"),
             (
                 nn.BatchNorm1d(3).half(),
                 [1e3 * torch.randn(9, 3).half()],
