@@ -6,6 +6,7 @@ Only click is imported with this module, as with `normfuse.cli`.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import click
@@ -35,6 +36,15 @@ def _read_shard(ctx: click.Context, param: click.Parameter, value: str | None) -
     if not (index.isdecimal() and count.isdecimal() and 0 < int(index) <= int(count)):
         raise click.BadParameter(f"{value!r} is not a shard of several, such as 2/8")
     return int(index) - 1, int(count)
+
+
+def _same_file(one: str | None, other: str | None) -> bool:
+    """Whether two paths are given and lead to one file, there or to be written."""
+    if one is None or other is None:
+        return False
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 @contextmanager
@@ -109,6 +119,7 @@ def calibrate(
 
     On several machines, for each pass: --shard I/N -o PART.npz on each of them; --merge PART... -o STATE.npz on one;
     the next pass with --after STATE.npz. The last --merge writes the model, the same that one machine would write.
+    Each machine needs all of DATA, in the same order and in every pass: --shard takes its share.
     """
     if output is None and not dry_run:
         raise click.UsageError("where to? Give -o OUT.onnx; or --dry-run, which writes nothing")
@@ -131,21 +142,33 @@ def calibrate(
     for path in (output, checkpoint):
         if path is not None:
             check_output(path, model)
-    if checkpoint is not None and output is not None and os.path.realpath(checkpoint) == os.path.realpath(output):
-        raise click.UsageError("--checkpoint and -o name the same file")
+    named = {"-o": output, "--checkpoint": checkpoint, "--after": after}
+    named |= {f"the part {part}": part for part in data if merge}
+    for first, second in combinations(named, 2):
+        if not first.startswith("the part") and _same_file(named[first], named[second]):
+            raise click.UsageError(f"{second} and {first} name the same file")
+    if shard is None and not merge and str(output).endswith(".npz"):
+        raise click.UsageError(f"{output} is no name of a model; end it with .onnx")
     if one_pass:
         echo(f"Warning: {APPROXIMATION}", err=True)
     from normfuse import console_calibrate
     from normfuse.batches import Shard, batches_of
     from normfuse.calibration import calibrated_of, concluded
+    from normfuse.calibration_report import unread
     from normfuse.calibration_state import planned, require_place
 
     how: Estimator = "pooled" if estimator == "pooled" else "mean"
     flow: Flow = "batch" if one_pass else "levels"
     written = None if dry_run else output
+    notes: list[str] = []
     result: ir.Model | None = None
     with _interrupts(checkpoint), console_calibrate.Bar(f"reading {model}") as bar:
         original = load(model)  # as onnx_ir.Model, whose external data stays external
+        if not merge:
+            batches = batches_of(list(data), original)
+            for path in (output, checkpoint):
+                if path is not None:
+                    batches.check_apart(path)
         if merge:
             from normfuse.calibration_shards import merge_parts
 
@@ -157,12 +180,12 @@ def calibrate(
             from normfuse.calibration_shards import measure_shard
 
             require_place(str(output))
-            batches, share = batches_of(list(data), original), Shard(*shard)
+            share = Shard(*shard)
             state = measure_shard(
                 original, batches, share, how, flow, after=after, checkpoint=checkpoint, threads=threads, say=bar.say
             )
+            notes = unread(batches.ignored)
         else:
-            batches = batches_of(list(data), original)
             report, result = calibrated_of(original, batches, how, flow, threads, bar.say, checkpoint, scheduler)
         if result is None and written is not None:
             require_place(written)
@@ -176,9 +199,11 @@ def calibrate(
     if result is None:
         where = {"pass": state.number + (not merge), "passes": state.passes, "batches": state.done or state.batches}
         if as_json:
-            print_json("calibrate", {"model": model, "written": written, **where})
+            print_json("calibrate", {"model": model, "written": written, **where, "notes": notes})
             return
         echo(console_calibrate.partial_line(state, merge))
+        for note in notes:
+            echo(f"note: {note}")
     elif as_json:
         print_json("calibrate", {"model": model, "written": written, **report.to_dict()})
         return
