@@ -29,13 +29,11 @@ import onnx_ir as ir
 
 from normfuse.errors import NormfuseError
 from normfuse.passes.access import dims, operator
+from normfuse.passes.prepare import INITIAL_IR_VERSION
 from normfuse.ports import inputs_of
 from normfuse.runtime import Array
 
 Batch = dict[str, Array]
-
-_OVERRIDES = 4
-"""The IR version from which on a caller may override an initializer that is listed as an input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,7 @@ class Signature:
         needed = inputs_of(model)
         others = [value for value in model.graph.inputs if value not in needed]
         self.inputs = [_input(value) for value in needed]
-        self.optional = [_input(value) for value in others if (model.ir_version or 0) >= _OVERRIDES]
+        self.optional = [_input(value) for value in others if (model.ir_version or 0) >= INITIAL_IR_VERSION]
         self.names = [value.name for value in self.inputs]
         self.ignored: dict[str, None] = {}
         self._statistics = {

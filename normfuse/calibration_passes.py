@@ -136,6 +136,7 @@ def check_data(state: State, batches: Batches) -> None:
             "the same order, or begin anew"
         )
     state.data = batches.fingerprint or state.data
+    state.total = batches.count or 0 if batches.is_fixed else 0
 
 
 def check_first(state: State, batches: Batches) -> None:
@@ -203,7 +204,8 @@ def merged(parts: Sequence[tuple[str, State]], plan: Plan) -> State:
             raise NormfuseError(f"{other} is of another pass, or of another number of shards, than {path}")
         if not _same_known(state, whole):
             raise NormfuseError(f"{other} was made after other statistics than {path}; run one of them again")
-        if state.data and whole.data and state.data != whole.data:
+        pairs = ((state.data, whole.data), (state.total, whole.total))
+        if any(one and two and one != two for one, two in pairs):
             raise NormfuseError(f"{other} was made of other data than {path}; {_ALL}")
         index = state.shard.index
         if index in by_index:

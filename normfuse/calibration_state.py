@@ -131,6 +131,7 @@ class State:
         before: `content` of all batches in the first pass.
         batches: how many there were in the pass before, all shards together.
         data: the fingerprint of the batches; "" where they have none.
+        total: how many there are for all shards, where that is known before they are read; else 0.
         known: the statistics of the passes that are done.
         sums: those of the pass that is under way.
         consistent: False while a batch is being added.
@@ -150,6 +151,7 @@ class State:
     before: str = ""
     batches: int = 0
     data: str = ""
+    total: int = 0
     known: dict[Stored, Statistics] = field(default_factory=dict)
     sums: dict[Stored, Sums] = field(default_factory=dict)
     consistent: bool = True
@@ -191,6 +193,7 @@ class State:
             "before": self.before,
             "batches": self.batches,
             "data": self.data,
+            "total": self.total,
             "known": [stored.index for stored in self.known],
             "sums": {stored.index: [one.batches, one.count] for stored, one in self.sums.items()},
         }
@@ -255,6 +258,7 @@ def _state(header: dict[str, Any], arrays: Mapping[str, Any], plan: Plan) -> Sta
         str(header["before"]),
         int(header["batches"]),
         str(header["data"]),
+        int(header["total"]),
     )
     if state.passes != len(plan):
         raise ValueError("it has another number of passes")

@@ -1,16 +1,20 @@
 """Batches in files: what is read, and what is said of what cannot be."""
 
+import io
 import json
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from normfuse.batches import Shard, batches_of
 from normfuse.errors import NormfuseError
 from normfuse.model import load
-from tests.parity import Array, build, rng
+from tests.parity import Array, batch_norm, build, rng
 
 MODEL = load(build("(float[N,3] x) => (float[N,3] y) { y = Relu(x) }"))
 PAIR = load(build("(float[N,3] x, float[N,2] z) => (float[N,5] y) { y = Concat<axis: int = 1>(x, z) }"))
@@ -99,6 +103,67 @@ class TestFiles:
         with pytest.raises(NormfuseError, match=reason):
             batches_of(tmp_path / name, MODEL)
 
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("deflate.npz", "while decompressing data"),
+            ("lzma.npz", "Corrupt input data"),
+            ("encrypted.npz", "is encrypted"),
+            ("method.npz", "compression method is not supported"),
+            ("huge.npy", "it holds 24 bytes of numbers, where its header tells of 48,000,000,000,000"),
+            ("huge.npz", "it holds 24 bytes of numbers, where its header tells of 48,000,000,000,000"),
+            ("list.safetensors", "its header is no object"),
+            ("deep.safetensors", "recursion"),
+            ("short.safetensors", "it is cut short"),
+        ],
+    )
+    def test_what_is_damaged(self, name: str, reason: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_bytes(damaged(name))
+        with pytest.raises(NormfuseError, match=rf"{name} is no \.\w+ file of arrays: .*{reason}.*; write it again"):
+            list(batches_of(tmp_path / name, MODEL).read())
+
+    def test_what_is_too_large(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        batches = batches_of(folder, MODEL)
+
+        def load(*_: Any, **__: Any) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(np, "load", load)
+        with pytest.raises(NormfuseError, match=r"0\.npz does not fit into memory; write smaller batches"):
+            next(batches.read())
+
+    def test_what_has_changed_meanwhile(self, folder: Path) -> None:
+        for name in ("1.npz", "3.npy"):
+            batches = batches_of(folder, MODEL)
+            (np.savez if name.endswith(".npz") else np.save)(folder / name, array(1) + 1)  # type: ignore[operator]
+            with pytest.raises(NormfuseError, match=rf"{name} is not what it was when the calibration began"):
+                list(batches.read())
+            np.savez(folder / "1.npz", allow_pickle=False, x=array(1))
+
+    def test_a_fingerprint_is_of_what_files_hold_and_of_their_order(self, folder: Path) -> None:
+        files = [folder / f"{index}.npz" for index in range(3)]
+        whole = batches_of(files, MODEL).fingerprint
+        assert len(whole) == 64
+        others = [file.rename(folder / f"other-{file.name}") for file in files]
+        assert batches_of(others, MODEL).fingerprint == whole
+        assert batches_of(others[::-1], MODEL).fingerprint != whole
+        assert batches_of(others[:2], MODEL).fingerprint != whole
+        np.savez(others[1], allow_pickle=False, x=-array(1), labels=np.arange(2))
+        assert batches_of(others, MODEL).fingerprint != whole
+        assert not batches_of([{"x": array(0)}], MODEL).fingerprint
+
+    def test_nothing_is_written_over_them_or_beside_them(self, folder: Path, tmp_path: Path) -> None:
+        files, inside = batches_of([folder / "0.npz", folder / "3.npy"], MODEL), batches_of(folder, MODEL)
+        (tmp_path / "link").symlink_to(folder / "0.npz")
+        os.link(folder / "0.npz", tmp_path / "hard.npz")
+        for path in (folder / "0.npz", folder / "3.npy", tmp_path / "link", tmp_path / "hard.npz"):
+            with pytest.raises(NormfuseError, match="it is one of the batches; choose another output"):
+                files.check_apart(str(path))
+        with pytest.raises(NormfuseError, match="it would be taken for a batch; choose another folder"):
+            inside.check_apart(str(folder / "part.npz"))
+        inside.check_apart(str(folder / "new.onnx"))
+        files.check_apart(str(folder / "part.npz"))
+
     def test_objects_are_never_loaded(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", x=np.array([{}], dtype=object))
         with pytest.raises(NormfuseError, match="the array object; convert it first"):
@@ -119,6 +184,94 @@ class TestFiles:
         np.savez(tmp_path / "0.npz", allow_pickle=False, x=array(0), z=np.ones((5, 2), np.float32))
         with pytest.raises(NormfuseError, match=r"0\.npz: dimension 'N' is 2 in input 'x', 5 in 'z'"):
             batches_of(tmp_path, PAIR)
+
+
+def damaged(name: str) -> bytes:
+    """A file of (2, 3) float32 that is not what its name says."""
+    header = np.lib.format.header_data_from_array_1_0(array(0)) | {"shape": (4 * 10**12, 3)}
+    huge = io.BytesIO()
+    np.lib.format.write_array_header_1_0(huge, header)
+    content = huge.getvalue() + array(0).tobytes()
+    if name == "huge.npy":
+        return content
+    if name.endswith(".safetensors"):
+        text = {"list": b"[]", "deep": b"[" * 100_000}.get(name.partition(".")[0])
+        whole = safetensors(x=array(0))
+        return whole[:-1] if text is None else len(text).to_bytes(8, "little") + text
+    stream, method = io.BytesIO(), {"deflate.npz": zipfile.ZIP_DEFLATED, "lzma.npz": zipfile.ZIP_LZMA}
+    with zipfile.ZipFile(stream, "w", method.get(name, zipfile.ZIP_STORED)) as archive, archive.open("x.npy", "w") as x:
+        if name == "huge.npz":
+            x.write(content)
+        else:
+            np.lib.format.write_array(x, np.tile(array(0), (500, 1)) * rng("much").normal(0, 1, (1000, 1)))
+    found = bytearray(stream.getvalue())
+    central = found.rfind(b"PK\x01\x02")
+    if name in method:
+        found[60:90] = b"\xff" * 30
+    elif name == "encrypted.npz":
+        found[6] |= 1
+        found[central + 8] |= 1
+    elif name == "method.npz":
+        found[8] = found[central + 10] = 97
+    return bytes(found)
+
+
+class TestInputs:
+    """What the inputs of a model take."""
+
+    @staticmethod
+    def model(ir_version: int = 10) -> ir.Model:
+        proto = build("(float[N,3] x) => (float[N,3] y) { y = Mul(x, k) }", listed=True, k=np.ones(3, np.float32))
+        proto.ir_version = ir_version
+        return load(proto)
+
+    def test_an_input_with_a_default_may_be_given(self) -> None:
+        given = [{"x": array(0), "k": np.full(3, 2.0)}, {"x": array(1)}]
+        for source in (given, iter(given)):
+            batches = batches_of(source, self.model())
+            for _ in range(2):
+                first, second = batches.read()
+                np.testing.assert_array_equal(first["k"], np.full(3, 2, np.float32), strict=True)
+                assert list(second) == ["x"]
+            assert not batches.ignored
+
+    @pytest.mark.parametrize("k", [np.ones(2, np.float32), np.ones(3, np.int64)])
+    def test_it_is_checked(self, k: Array) -> None:
+        with pytest.raises(NormfuseError, match="of input 'k'|input 'k' is float"):
+            list(batches_of([{"x": array(0), "k": k}], self.model()).read())
+
+    def test_what_no_input_takes_is_named(self) -> None:
+        for ir_version, names in ((10, ("labels",)), (3, ("k", "labels"))):
+            batches = batches_of([{"x": array(0), "k": np.ones(3), "labels": array(1)}], self.model(ir_version))
+            assert set(next(batches.read())) == {"x", "k"} - set(names)
+            assert batches.ignored == names
+
+    def test_statistics_are_no_inputs(self) -> None:
+        text = "(float[N,3] x) => (float[N,3] y) { y = BatchNormalization(x, p_scale, p_bias, p_mean, p_var) }"
+        proto = build(text, listed=True, **batch_norm("p", 3))
+        with pytest.raises(NormfuseError, match="an array for 'p_mean', a statistic of a BatchNormalization"):
+            list(batches_of([{"x": array(0), "p_mean": np.ones(3)}], load(proto)).read())
+
+    @pytest.mark.filterwarnings("error")
+    def test_what_is_larger_than_its_dtype(self) -> None:
+        model = load(build("(float16[N,3] x) => (float16[N,3] y) { y = Relu(x) }"))
+        with pytest.raises(
+            NormfuseError, match=r"batch 0: .* 'x' holds 1e\+05, more than float16 holds \(6\.55e\+04\)"
+        ):
+            list(batches_of([{"x": np.float32([[1, -1e5, 2]])}], model).read())
+        (batch,) = batches_of([{"x": np.float32([[1, -np.inf, np.nan]])}], model).read()
+        np.testing.assert_array_equal(batch["x"], np.float16([[1, -np.inf, np.nan]]), strict=True)
+
+    def test_what_the_runtime_cannot_be_given(self) -> None:
+        model = load(build("(bfloat16[N,3] x) => (bfloat16[N,3] y) { y = Relu(x) }"))
+        with pytest.raises(NormfuseError, match="input 'x' is bfloat16: ONNX Runtime takes and gives no bfloat16"):
+            batches_of([array(0)], model)
+
+    def test_strings_are_spooled(self) -> None:
+        model = load(build("(string[N] x) => (string[N] y) { y = Identity(x) }"))
+        batches = batches_of(iter([{"x": np.array(["a", "bcd"])}]), model)
+        for _ in range(2):
+            assert [batch["x"].tolist() for batch in batches.read()] == [["a", "bcd"]]
 
 
 class TestUrls:

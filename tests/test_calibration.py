@@ -419,6 +419,121 @@ class TestSites:
         read = values(result.model, {"x": batch}, ["b"])[0].astype(np.float64)
         np.testing.assert_allclose(result.report.layers[1].new.mean, read.mean(0), rtol=1e-5)
 
+    def test_an_old_opset_is_raised_as_the_refusal_says(self) -> None:
+        model = build(
+            "(float[N,3,6,6] x) => (float[N,4,4,4] y) { a = Conv<kernel_shape = [3, 3]>(x, w)"
+            " b = BatchNormalization<is_test: int = 1>(a, p_scale, p_bias, p_mean, p_var) y = Relu(b) }",
+            opset=6,
+            w=(4, 3, 3, 3),
+            **batch_norm("p", 4),
+        )
+        batch = rng("x").normal(1, 2, (9, 3, 6, 6)).astype(np.float32)
+        with pytest.raises(NormfuseError, match="raise it first, as `normfuse optimize --opset 15 --ignore fold` does"):
+            calibrate(model, [batch])
+        raised = normfuse.optimize(model, opset=15, ignore=["fold"]).model
+        (layer,) = calibrate(raised, [batch]).report.layers
+        seen = flat(values(raised, {"x": batch}, [read_by(raised.graph.node[1].name, raised)])[0])
+        np.testing.assert_allclose(layer.new.mean, seen.mean(0), rtol=1e-5, atol=1e-6)
+
+    def test_one_that_no_output_depends_on(self) -> None:
+        """What it reads does not matter: here it is NaN."""
+        model = build(
+            "(float[N,4] x) => (float[N,4] y) { a = Log(x) dead = BatchNormalization(a, q_scale, q_bias, q_mean, q_var)"
+            " y = BatchNormalization(x, p_scale, p_bias, p_mean, p_var) }",
+            **batch_norm("p", 4),
+            **batch_norm("q", 4),
+        )
+        report = calibrate(model, [rng("x").normal(-9, 1, (9, 4)).astype(np.float32)]).report
+        assert [layer.name for layer in report.layers] == ["y"]
+        assert [(one.node, one.reason) for one in report.refusals] == [("dead", "no output of the model depends on it")]
+
+    def test_one_that_only_a_branch_reads_is_measured(self) -> None:
+        model = build(
+            "(float[N,4] x, bool c) => (float[N,4] y) { a = BatchNormalization(x, p_scale, p_bias, p_mean, p_var)"
+            " y = If(c) <then_branch = t () => (float[N,4] r) { r = Relu(a) }, else_branch = e () => (float[N,4] s)"
+            " { s = Identity(x) }> }",
+            **batch_norm("p", 4),
+        )
+        batch = {"x": rng("x").normal(1, 2, (9, 4)).astype(np.float32), "c": np.array(False)}
+        assert [layer.name for layer in calibrate(model, [batch]).report.layers] == ["a"]
+
+
+class TestDefaults:
+    """Inputs that have an initializer, which the data may override."""
+
+    @staticmethod
+    def scaled(ir_version: int = 10) -> onnx.ModelProto:
+        return build(
+            "(float[N,4] x) => (float[N,4] y) { a = Mul(x, k) b = BatchNormalization(a, p_scale, p_bias, p_mean, p_var)"
+            " c = Relu(b) y = BatchNormalization(c, q_scale, q_bias, q_mean, q_var) }",
+            ir_version=ir_version,
+            listed=True,
+            k=np.ones(1, np.float32),
+            **batch_norm("p", 4),
+            **batch_norm("q", 4),
+        )
+
+    @pytest.mark.parametrize("flow", ["levels", "batch"])
+    def test_what_is_given_is_measured(self, flow: Any) -> None:
+        """The third batch takes the default."""
+        batches = [{"x": rng(str(index)).normal(1, 2, (9, 4)).astype(np.float32)} for index in range(3)]
+        factors = (100.0, -10.0, 1.0)
+        given = [{**batch, "k": np.float32([k])} for batch, k in zip(batches[:2], factors[:2], strict=True)]
+        report = calibrate(self.scaled(), [*given, batches[2]], flow=flow).report
+        seen = [batch["x"].astype(np.float64) * k for batch, k in zip(batches, factors, strict=True)]
+        np.testing.assert_allclose(report.layers[0].new.mean, np.mean([x.mean(0) for x in seen], 0), rtol=1e-6)
+        expected = np.mean([x.var(0, ddof=1) for x in seen], 0)
+        np.testing.assert_allclose(report.layers[0].new.variance, expected, rtol=1e-6)
+        scaled = [{"x": batch["x"] * np.float32(k)} for batch, k in zip(batches, factors, strict=True)]
+        other = calibrate(self.scaled(), scaled, flow=flow).report
+        np.testing.assert_allclose(report.layers[1].new.mean, other.layers[1].new.mean, rtol=1e-5)
+        assert report.outputs[0].relative == pytest.approx(other.outputs[0].relative, rel=1e-5)
+
+    def test_what_is_left_out_is_told(self) -> None:
+        batch = {"x": rng("x").normal(1, 2, (9, 4)).astype(np.float32), "K": np.float32([100])}
+        (note,) = calibrate(self.scaled(), [batch]).report.notes
+        assert note == "left out of the data, as no input of that name can be fed: 'K'"
+        old = {"x": batch["x"], "k": batch["K"]}
+        (note,) = calibrate(self.scaled(ir_version=3), [old]).report.notes
+        assert note.endswith("can be fed: 'k'")
+
+
+class TestOutputs:
+    def test_those_that_the_runtime_does_not_give(self) -> None:
+        model = build(
+            "(float[N,4] x) => (bfloat16[N,4] y, float[N,4] z) { z = BatchNormalization(x, p_scale, p_bias, p_mean,"
+            " p_var) y = Cast<to: int = 16>(z) }",
+            **batch_norm("p", 4),
+        )
+        batch = rng("x").normal(1, 2, (9, 4)).astype(np.float32)
+        report = calibrate(model, [batch]).report
+        assert [output.name for output in report.outputs] == ["z"]
+        assert report.notes == [
+            "ONNX Runtime does not give these outputs in Python, so how far they move is not known: 'y'"
+        ]
+        del model.graph.output[1]
+        assert not calibrate(model, [batch]).report.outputs
+
+    def test_those_that_are_no_numbers(self) -> None:
+        model = build(
+            "(float[N,4] x) => (float[N,4] y) { a = BatchNormalization(x, p_scale, p_bias, p_mean, p_var)"
+            " b = Sub(a, a) y = Log(b) }",
+            **batch_norm("p", 4),
+        )
+        report = calibrate(model, [rng("x").normal(1, 2, (9, 4)).astype(np.float32)]).report
+        assert report.notes == ["output 'y' holds NaN or infinities, before or after, on the first batches"]
+
+    def test_a_reader_may_reuse_its_arrays(self) -> None:
+        class Reused:
+            def __iter__(self) -> Iterator[dict[str, Array]]:
+                own = np.empty_like(data((4,))[0]["x"])
+                for batch in data((4, 4, 4)):
+                    own[:] = batch["x"]
+                    yield {"x": own}
+
+        found, expected = calibrate(net(), Reused()).report, calibrate(net(), data((4, 4, 4))).report
+        assert found.to_dict() == expected.to_dict()
+
 
 class TestLarge:
     """Weights in data files, which the runtime maps."""
@@ -529,6 +644,65 @@ class TestNumbers:
         new = calibrate(model, single, estimator="pooled").report.layers[0].new
         every = np.concatenate([one["x"] for one in single]).astype(np.float64)
         np.testing.assert_allclose(new.variance, every.var(0, ddof=1), rtol=1e-12)
+
+    @pytest.mark.parametrize("opset", [9, 13, 18])
+    @pytest.mark.parametrize("rank", [2, 4])
+    def test_a_batch_of_which_a_layer_reads_nothing(self, opset: int, rank: int) -> None:
+        """Compress finds no rows: with `pooled` such a batch weighs nothing, of the mean over batches it is none."""
+        shape = "N,4" + ",2,3" * (rank == 4)
+        model = build(
+            f"(float[{shape}] x, bool[N] c) => (float[M{shape[1:]}] y) {{ a = Compress<axis: int = 0>(x, c)"
+            " b = BatchNormalization(a, p_scale, p_bias, p_mean, p_var) y = Relu(b) }",
+            opset=opset,
+            **batch_norm("p", 4),
+        )
+        x = [rng(str(i)).normal(1, 2, (6, 4, 2, 3)[:rank]).astype(np.float32) for i in range(3)]
+        kept = (np.arange(6) < 3, np.zeros(6, bool), np.arange(6) > 1)
+        batches = [{"x": one, "c": mask} for one, mask in zip(x, kept, strict=True)]
+        report = calibrate(model, batches, estimator="pooled").report
+        every = np.concatenate([flat(one[mask].astype(np.float64)) for one, mask in zip(x, kept, strict=True)])
+        np.testing.assert_allclose(report.layers[0].new.mean, every.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(report.layers[0].new.variance, every.var(0, ddof=1), rtol=1e-12)
+        with pytest.raises(NormfuseError, match="batch 1: BatchNormalization 'b' reads no elements; give larger"):
+            calibrate(model, batches)
+        with pytest.raises(NormfuseError, match="batch 1: BatchNormalization 'b' reads no elements"):
+            calibrate(model, batches, estimator="pooled", flow="batch")
+
+    def test_a_batch_that_is_to_blame_is_named(self, tmp_path: Path) -> None:
+        for index, batch in enumerate(data()):
+            batch["x"][0] *= np.float32(np.nan) if index == 2 else np.float32(1)
+            np.savez(tmp_path / f"{index}.npz", allow_pickle=False, **batch)
+        with pytest.raises(NormfuseError, match=r"2\.npz: BatchNormalization '[bg]' reads NaN"):
+            calibrate(net(), tmp_path)
+
+    @pytest.mark.parametrize("flow", ["levels", "batch"])
+    def test_a_variance_and_an_epsilon_of_zero(self, flow: Any) -> None:
+        """The model would divide by 0; so would what stands behind it while it is measured."""
+        model = build(
+            "(float[N,2] x) => (float[N,2] y) { a = BatchNormalization<epsilon: float = 0.0>(x, p_scale, p_bias,"
+            " p_mean, p_var) y = BatchNormalization(a, q_scale, q_bias, q_mean, q_var) }",
+            **batch_norm("p", 2),
+            **batch_norm("q", 2),
+        )
+        batch = rng("x").normal(1, 2, (9, 2)).astype(np.float32)
+        calibrate(model, [batch], flow="levels")
+        batch[:, 1] = 3
+        with pytest.raises(
+            NormfuseError, match="'a': 1 channel is constant in the data and ε is 0, which divides by 0"
+        ):
+            calibrate(model, [batch], flow="levels")
+        del model.graph.node[1]
+        model.graph.node[0].output[0] = "y"
+        with pytest.raises(NormfuseError, match="'a': 1 channel is constant in the data and ε is 0"):
+            calibrate(model, [batch], flow=flow)
+
+    def test_an_overflow_says_what_helps(self) -> None:
+        model = build(
+            "(float[N,2] x) => (float[N,2] y) { y = BatchNormalization(x, p_scale, p_bias, p_mean, p_var) }",
+            **batch_norm("p", 2),
+        )
+        with pytest.raises(NormfuseError, match=r"a variance of .*e\+50 overflows FLOAT; scale the data$"):
+            calibrate(model, [np.float32([[1e24, 2e25], [3, 4]])])
 
     def test_channels_that_are_constant_are_told(self) -> None:
         model = build(

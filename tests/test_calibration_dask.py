@@ -1,9 +1,11 @@
 """A cluster finds the same bits as one process."""
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -56,9 +58,38 @@ def test_an_error_on_a_worker_is_that_of_one_process(scheduler: str) -> None:
         calibrate(net(), batches, scheduler=scheduler)
 
 
-def test_batches_that_cannot_be_counted(scheduler: str) -> None:
-    with pytest.raises(NormfuseError, match="needs batches that can be counted"):
-        calibrate(net(), iter(data()), scheduler=scheduler)
+class Shuffled:
+    """Known how many, but in another order each time, as a DataLoader that shuffles gives them."""
+
+    def __len__(self) -> int:
+        return len(SIZES)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = data(SIZES)
+        random.shuffle(batches)
+        return iter(batches)
+
+
+@pytest.mark.parametrize("batches", [Shuffled(), iter(data()), [], (batch for batch in data())])
+def test_batches_that_each_worker_might_read_otherwise(batches: Any, scheduler: str) -> None:
+    reason = "there are no batches" if batches == [] else "reads the batches by itself, and an iterable may give others"
+    with pytest.raises(NormfuseError, match=reason):
+        calibrate(net(), batches, scheduler=scheduler, flow="batch")
+
+
+def test_files_that_a_worker_has_otherwise(folder: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other data under the same path on another machine: here they change when the files have been looked at."""
+    from normfuse import calibration_dask
+
+    begun = calibration_dask.begun
+
+    def changing(*arguments: Any) -> Any:
+        np.savez(folder / "1.npz", allow_pickle=False, **data()[0])
+        return begun(*arguments)
+
+    monkeypatch.setattr(calibration_dask, "begun", changing)
+    with pytest.raises(NormfuseError, match=r"1\.npz is not what it was when the calibration began"):
+        calibrate(net(), folder, scheduler=scheduler, flow="batch")
 
 
 def test_a_scheduler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

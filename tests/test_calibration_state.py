@@ -290,6 +290,51 @@ class TestShards:
         with pytest.raises(NormfuseError, match="there are no batches for shard 3/3"):
             part(2, 3, sizes=(2, 3))
 
+    def test_parts_of_other_data(self, tmp_path: Path) -> None:
+        """Each machine has some files of its own, and takes a share of these."""
+        original = load(net())
+
+        def part(name: str, shard: Shard, given: list[dict[str, Array]], in_files: bool, **settings: Any) -> str:
+            folder, path = tmp_path / f"data-{name}", str(tmp_path / f"part-{name}.npz")
+            folder.mkdir()
+            for index, batch in enumerate(given):
+                np.savez(folder / f"{index}.npz", allow_pickle=False, **batch)
+            batches = batches_of(folder if in_files else given, original)
+            measure_shard(original, batches, shard, **settings).save(path)
+            return path
+
+        one, other = data(SIZES), [{"x": batch["x"] + 1} for batch in data(SIZES)]
+        parts = [part("a", Shard(0, 2), one, True), part("b", Shard(1, 2), other, True)]
+        with pytest.raises(
+            NormfuseError, match=r"part-b\.npz was made of other data than .*; give each shard the batches"
+        ):
+            merge_parts(original, parts)
+        parts = [part("c", Shard(0, 3), one, False), part("d", Shard(1, 3), one[:2], False)]
+        with pytest.raises(NormfuseError, match=r"part-d\.npz was made of other data than"):
+            merge_parts(original, [*parts, part("e", Shard(2, 3), one[:4], False)])
+        uncounted = [(Shard(0, 2), one[:1]), (Shard(1, 2), one)]
+        for index, (shard, given) in enumerate(uncounted):
+            path = str(tmp_path / f"uncounted-{index}.npz")
+            measure_shard(original, batches_of(iter(given), original), shard).save(path)
+        with pytest.raises(
+            NormfuseError, match=r"uncounted-0\.npz has 1 of 3 batches, where shard 1/2 has 2; give each"
+        ):
+            merge_parts(original, [str(tmp_path / f"uncounted-{index}.npz") for index in range(2)])
+
+        state = str(tmp_path / "state.npz")
+        merge_parts(original, [parts[0], part("f", Shard(1, 3), one, True), part("g", Shard(2, 3), one, True)]).save(
+            state
+        )
+        with pytest.raises(NormfuseError, match="other batches were given before"):
+            part("h", Shard(0, 1), other, True, after=state)
+        with pytest.raises(NormfuseError, match="5 where there are 3 now"):
+            part("i", Shard(0, 1), one[:3], False, after=state)
+        with pytest.raises(NormfuseError, match="the shards had other batches in the first pass"):
+            merge_parts(original, [part("j", Shard(0, 1), other, False, after=state)])
+        with pytest.raises(NormfuseError, match="the shards had other batches in the first pass"):
+            merge_parts(original, [part("k", Shard(0, 1), one[::-1], False, after=state)])
+        merge_parts(original, [part("l", Shard(0, 1), one, False, after=state)])
+
     def test_a_shard_is_resumed(self, tmp_path: Path) -> None:
         original, path = load(net()), str(tmp_path / "checkpoint.npz")
         with pytest.raises(KeyboardInterrupt):
@@ -309,6 +354,17 @@ class TestShards:
             (["--shard", "3/2", "-o", "p.npz"], "is not a shard of several"),
             (["--shard", "1", "-o", "p.npz"], "is not a shard of several"),
             (["--shard", "1/2", "-o", "p.onnx"], "end it with .npz"),
+            (["-o", "new.npz"], "is no name of a model; end it with .onnx"),
+            (["--shard", "1/2", "--after", "p.npz", "-o", "p.npz"], "--after and -o name the same file"),
+            (
+                ["--shard", "1/2", "--after", "p.npz", "--checkpoint", "p.npz", "-o", "q.npz"],
+                "--after and --checkpoint name the same file",
+            ),
+            (["--checkpoint", "p.npz", "-o", "p.npz", "--shard", "1/2"], "--checkpoint and -o name the same file"),
+            (["p.npz", "--merge", "-o", "p.npz"], "the part p.npz and -o name the same file"),
+            (["--shard", "1/2", "-o", "data/0.npz"], "data/0.npz: it is one of the batches"),
+            (["--shard", "1/2", "-o", "data/p.npz"], "it would be taken for a batch"),
+            (["-o", "new.onnx", "--checkpoint", "data/p.npz"], "it would be taken for a batch"),
             (["--shard", "1/2", "--dry-run"], "--shard does not go with --dry-run"),
             (["--merge", "--one-pass", "-o", "p.npz"], "--merge does not go with --one-pass"),
             (["--merge", "--estimator", "mean", "-o", "p.npz"], "--merge does not go with --estimator"),
@@ -326,8 +382,10 @@ class TestShards:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.chdir(tmp_path)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
         done = run(model, folder, *arguments)
         assert (done.exit_code, reason in done.stderr) == (2, True), done.stderr
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
 def _bytes(model: Any) -> bytes:

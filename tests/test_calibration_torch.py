@@ -1,5 +1,7 @@
 """`calibrate` on torch modules: the same as on the ONNX models that they export to."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,6 +93,179 @@ class Twice(nn.Module):
         return y
 
 
+class Branching(nn.Module):
+    """What is called depends on the batch: of 4 `norm`, then `other`; of 3 the reverse; of 2 `norm` twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.other = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor
+        match len(x):
+            case 2:
+                y = self.norm(self.norm(x) * 3)
+            case 3:
+                y = self.norm(torch.relu(self.other(x)))
+            case 4:
+                y = self.other(torch.relu(self.norm(x)))
+            case _:
+                y = self.norm(x)
+        return y
+
+
+def sized(*sizes: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn((size, 3), generator=generator) * 2 + 1 for size in sizes]
+
+
+class TestCalls:
+    """What is called may differ from batch to batch."""
+
+    @pytest.mark.parametrize("sizes", [(8, 2), (2, 8), (8, 8, 8, 8, 2)])
+    def test_two_calls_on_any_batch(self, sizes: tuple[int, ...]) -> None:
+        with pytest.raises(NormfuseError, match="'norm': it is called 2 times on one batch, of which a pass sees one"):
+            calibrate(Branching(), sized(*sizes))
+
+    def test_other_orders_on_other_batches(self) -> None:
+        for sizes in ((3, 4), (4, 8, 3)):
+            with pytest.raises(NormfuseError, match=r"come to '(norm|other)' and '(norm|other)' in different orders"):
+                calibrate(Branching(), sized(*sizes))
+
+    @pytest.mark.parametrize("sizes", [(8, 4, 9), (4, 8, 9), (8, 9, 4)])
+    def test_a_layer_that_some_batches_do_not_come_to(self, sizes: tuple[int, ...]) -> None:
+        batches = sized(*sizes)
+        result = calibrate(Branching(), batches)
+        every = [batch.double() for batch in batches]
+        assert [layer.name for layer in result.report.layers] == ["norm", "other"]
+        np.testing.assert_allclose(
+            result.report.layers[0].new.mean, torch.stack([batch.mean(0) for batch in every]).mean(0), rtol=1e-6
+        )
+        read = torch.relu(result.model.eval().norm(batches[sizes.index(4)])).double()
+        np.testing.assert_allclose(result.report.layers[1].new.variance, read.detach().var(0), rtol=1e-6)
+        note = "'other' is called on 1 of 3 batches: its statistics are those of these"
+        assert note in result.report.notes
+
+    @pytest.mark.parametrize("sizes", [(8, 3, 2, 4), (3, 8), (2, 4)])
+    def test_the_flow_batch_sees_all_calls(self, sizes: tuple[int, ...]) -> None:
+        batches, expected = sized(*sizes), Branching()
+        found = calibrate(Branching(), batches, flow="batch")
+        for part in (expected.norm, expected.other):
+            part.momentum = None
+        update_bn(batches, expected.train())
+        for own, part in ((found.model.norm, expected.norm), (found.model.other, expected.other)):
+            torch.testing.assert_close(own.running_mean, part.running_mean, rtol=2e-6, atol=2e-6)
+            torch.testing.assert_close(own.running_var, part.running_var, rtol=2e-6, atol=0)
+            assert own.num_batches_tracked == part.num_batches_tracked
+
+    def test_one_that_no_batch_comes_to(self) -> None:
+        report = calibrate(Branching(), sized(8, 9), flow="batch").report
+        assert [(one.node, one.reason) for one in report.refusals] == [("other", "the batches do not come to it")]
+
+    def test_a_module_that_writes_to_its_input(self) -> None:
+        """Each pass is given what the first was given, and the caller's batches stay as they were."""
+
+        class Writing(Branching):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x.mul_(2).add_(1))
+
+        batches = sized(4, 4)
+        kept = [batch.clone() for batch in batches]
+        found = calibrate(Writing(), batches).report
+        assert all(torch.equal(one, other) for one, other in zip(batches, kept, strict=True))
+        expected = calibrate(Branching(), [2 * batch + 1 for batch in kept]).report
+        for one, other in zip(found.layers, expected.layers, strict=True):
+            np.testing.assert_array_equal(one.new.mean, other.new.mean)
+            np.testing.assert_array_equal(one.new.variance, other.new.variance)
+
+    def test_batches_that_differ_from_pass_to_pass_are_told(self) -> None:
+        drawn = 0
+
+        class Augmented:
+            def __iter__(self) -> Iterator[Tensor]:
+                nonlocal drawn
+                drawn += 1
+                yield from (batch + drawn for batch in sized(8, 9))
+
+        note = "the batches, or their order, were not the same in each pass: another run may differ"
+        assert note in calibrate(Branching(), Augmented()).report.notes
+        assert note not in calibrate(Branching(), sized(8, 9)).report.notes
+
+    def test_batches_that_can_be_read_once_only(self) -> None:
+        class Once:
+            def __init__(self) -> None:
+                self.left = iter(sized(8, 9))
+
+            def __iter__(self) -> Iterator[Tensor]:
+                yield from self.left
+
+        with pytest.raises(NormfuseError, match="the batches can be read only once; give a list"):
+            calibrate(Branching(), Once())
+
+
+class TestForms:
+    """What batches may be given as."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        for index, batch in enumerate(sized(8, 9)):
+            arrays = {"x": batch.numpy(), "labels": np.arange(3)}
+            np.savez(tmp_path / f"{index}.npz", **arrays)  # type: ignore[arg-type]  # the stubs take one for a flag
+        return tmp_path
+
+    def test_files(self, folder: Path) -> None:
+        expected = calibrate(Twice(), sized(8, 9), flow="batch").report
+        found = calibrate(Twice(), folder, flow="batch").report
+        assert "left out of the data, as no input of that name can be fed: 'labels'" in found.notes
+        np.testing.assert_array_equal(found.layers[0].new.variance, expected.layers[0].new.variance)
+        pytest.importorskip("fsspec")
+        found = calibrate(Twice(), f"file://{folder}", flow="batch").report
+        np.testing.assert_array_equal(found.layers[0].new.variance, expected.layers[0].new.variance)
+
+    def test_files_of_one_array_and_of_other_names(self, folder: Path) -> None:
+        np.save(folder / "x.npy", sized(8)[0].numpy())
+        found = calibrate(Twice(), [folder / "x.npy"], flow="batch").report
+        expected = calibrate(Twice(), sized(8), flow="batch").report
+        np.testing.assert_array_equal(found.layers[0].new.mean, expected.layers[0].new.mean)
+        with pytest.raises(
+            NormfuseError, match=r"0\.npz has no array for the parameter 'input' of BatchNorm1d, only x"
+        ):
+            calibrate(nn.BatchNorm1d(3), folder)
+
+    def test_what_comes_only_once(self) -> None:
+        class Reader:
+            def __init__(self, rewinds: bool) -> None:
+                self.begin()
+                if rewinds:
+                    self.rewind = self.begin
+
+            def begin(self) -> None:
+                self.left = iter({"x": batch.numpy()} for batch in sized(8, 4))
+
+            def get_next(self) -> Any:
+                return next(self.left, None)
+
+        expected = calibrate(Branching(), sized(8, 4)).report
+        assert len(expected.layers) == 2
+        for batches in (
+            iter(sized(8, 4)),
+            ([batch, "a label"] for batch in sized(8, 4)),
+            ({"x": batch} for batch in sized(8, 4)),
+            Reader(True),
+            Reader(False),
+        ):
+            found = calibrate(Branching(), batches).report
+            assert found.to_dict() == expected.to_dict()
+        with pytest.raises(NormfuseError, match="batch 0 holds a object, and comes only once"):
+            calibrate(Branching(), iter([object()]))
+
+    @pytest.mark.parametrize("kind", [lambda x: x, lambda x: x.numpy(), lambda x: {"x": x}])
+    def test_one_batch_alone(self, kind: Any) -> None:
+        (batch,) = sized(8)
+        found = calibrate(Branching(), kind(batch)).report
+        assert found.to_dict() == calibrate(Branching(), [batch]).report.to_dict()
+
+
 class TestRefusals:
     def test_one_layer_in_two_places(self) -> None:
         batches = [torch.randn(5, 3) for _ in range(3)]
@@ -129,6 +304,28 @@ class TestRefusals:
     def test_what_cannot_be_calibrated(self, module: nn.Module, batches: Any, reason: str) -> None:
         with pytest.raises(NormfuseError, match=reason):
             calibrate(module, batches)
+
+    def test_statistics_that_two_layers_share(self) -> None:
+        module = nn.Sequential(*(nn.BatchNorm1d(3) for _ in range(3)))
+        module[1].running_mean = module[0].running_mean
+        report = calibrate(module, sized(8)).report
+        assert [layer.name for layer in report.layers] == ["2"]
+        assert [(one.node, one.reason) for one in report.refusals] == [
+            ("0", "its statistics are those of '1' too; give each layer its own tensors"),
+            ("1", "its statistics are those of '0' too; give each layer its own tensors"),
+        ]
+
+    def test_what_python_does_not_see(self) -> None:
+        compiled = torch.compile(nn.BatchNorm1d(3), backend="eager")
+        parts = nn.Sequential(nn.BatchNorm1d(3), compiled)
+        for module, reason in ((compiled, "the module is compiled"), (parts, "its part '1' is compiled")):
+            with pytest.raises(NormfuseError, match=f"{reason}, and does not show what it does"):
+                calibrate(module, sized(8))
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+    def test_what_is_scripted(self) -> None:
+        with pytest.raises(NormfuseError, match="the module is scripted, and does not show what it does"):
+            calibrate(torch.jit.script(nn.BatchNorm1d(3)), sized(8))
 
     def test_what_is_for_onnx_models(self) -> None:
         with pytest.raises(NormfuseError, match="export the module first"):
