@@ -113,12 +113,10 @@ class _InFiles:
 
 class _Rewound:
     def __init__(self, reader: Any) -> None:
-        self._reader, self._used = reader, False
+        self._reader = reader
 
     def __iter__(self) -> Iterator[Any]:
-        if self._used:
-            self._reader.rewind()
-        self._used = True
+        self._reader.rewind()  # the first time too: who has read from it before left it where it was
         return iter(self._reader.get_next, None)
 
 

@@ -237,7 +237,7 @@ class TestInputs:
 
     @pytest.mark.parametrize("k", [np.ones(2, np.float32), np.ones(3, np.int64)])
     def test_it_is_checked(self, k: Array) -> None:
-        with pytest.raises(NormfuseError, match="of input 'k'|input 'k' is float"):
+        with pytest.raises(NormfuseError, match=r"of input 'k'|input 'k' is float"):
             list(batches_of([{"x": array(0), "k": k}], self.model()).read())
 
     def test_what_no_input_takes_is_named(self) -> None:
