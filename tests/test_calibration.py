@@ -478,7 +478,7 @@ class TestDefaults:
         """The third batch takes the default."""
         batches = [{"x": rng(str(index)).normal(1, 2, (9, 4)).astype(np.float32)} for index in range(3)]
         factors = (100.0, -10.0, 1.0)
-        given = [{**batch, "k": np.float32([k])} for batch, k in zip(batches[:2], factors[:2], strict=True)]
+        given = [{**batch, "k": np.array([k], np.float32)} for batch, k in zip(batches[:2], factors[:2], strict=True)]
         report = calibrate(self.scaled(), [*given, batches[2]], flow=flow).report
         seen = [batch["x"].astype(np.float64) * k for batch, k in zip(batches, factors, strict=True)]
         np.testing.assert_allclose(report.layers[0].new.mean, np.mean([x.mean(0) for x in seen], 0), rtol=1e-6)
@@ -490,7 +490,7 @@ class TestDefaults:
         assert report.outputs[0].relative == pytest.approx(other.outputs[0].relative, rel=1e-5)
 
     def test_what_is_left_out_is_told(self) -> None:
-        batch = {"x": rng("x").normal(1, 2, (9, 4)).astype(np.float32), "K": np.float32([100])}
+        batch = {"x": rng("x").normal(1, 2, (9, 4)).astype(np.float32), "K": np.array([100], np.float32)}
         (note,) = calibrate(self.scaled(), [batch]).report.notes
         assert note == "left out of the data, as no input of that name can be fed: 'K'"
         old = {"x": batch["x"], "k": batch["K"]}
@@ -702,7 +702,7 @@ class TestNumbers:
             **batch_norm("p", 2),
         )
         with pytest.raises(NormfuseError, match=r"a variance of .*e\+50 overflows FLOAT; scale the data$"):
-            calibrate(model, [np.float32([[1e24, 2e25], [3, 4]])])
+            calibrate(model, [np.array([[1e24, 2e25], [3, 4]], np.float32)])
 
     def test_channels_that_are_constant_are_told(self) -> None:
         model = build(

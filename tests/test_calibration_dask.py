@@ -79,9 +79,9 @@ def test_batches_that_each_worker_might_read_otherwise(batches: Any, scheduler: 
 
 def test_files_that_a_worker_has_otherwise(folder: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other data under the same path on another machine: here they change when the files have been looked at."""
-    from normfuse import calibration_dask
+    from normfuse import calibration_dask, calibration_passes
 
-    begun = calibration_dask.begun
+    begun = calibration_passes.begun
 
     def changing(*arguments: Any) -> Any:
         np.savez(folder / "1.npz", allow_pickle=False, **data()[0])
