@@ -171,7 +171,87 @@ def dit(width: int = 32) -> nn.Module:
     return Outputs(eager(network), ("sample",), ("hidden_states", "timestep", "class_labels"))
 
 
+def gpt2(width: int = 64, depth: int = 2) -> nn.Module:
+    """GPT-2 (Radford et al., 2019) on tokens with a mask: padding on the left leaves queries that are shown no key."""
+    transformers: Any = import_module("transformers")
+
+    config = transformers.GPT2Config(
+        vocab_size=100,
+        n_embd=width,
+        n_layer=depth,
+        n_head=width // 16,
+        n_positions=64,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    network = transformers.GPT2LMHeadModel(config)
+    return Outputs(network, ("logits",), ("input_ids", "attention_mask"), use_cache=False)
+
+
+def gemma(width: int = 64, depth: int = 2) -> nn.Module:
+    """Gemma 3 (Kamath et al., 2025): RMSNorm by 1 + γ, before and behind each part and on queries and keys."""
+    transformers: Any = import_module("transformers")
+
+    config = transformers.Gemma3TextConfig(
+        vocab_size=100,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=width // 16,
+        num_key_value_heads=width // 32,
+        head_dim=16,
+        intermediate_size=2 * width,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    network = transformers.Gemma3ForCausalLM(config)
+    return Outputs(network, ("logits",), ("input_ids", "attention_mask"), use_cache=False)
+
+
+def convnext(width: int = 8) -> nn.Module:
+    """ConvNeXt V2 (Woo et al., 2023): LayerNorm in both layouts, and global response normalization."""
+    transformers: Any = import_module("transformers")
+
+    config = transformers.ConvNextV2Config(
+        hidden_sizes=[width, 2 * width, 2 * width, 4 * width], depths=[1, 1, 1, 1], num_labels=10
+    )
+    return Outputs(transformers.ConvNextV2ForImageClassification(config), ("logits",), ("pixel_values",))
+
+
+def swin(width: int = 16) -> nn.Module:
+    """Swin Transformer V2 (Liu et al., 2022): cosine attention by F.normalize, LayerNorm behind each part."""
+    transformers: Any = import_module("transformers")
+
+    config = transformers.Swinv2Config(
+        image_size=32, patch_size=4, embed_dim=width, depths=[2, 2], num_heads=[2, 4], window_size=4
+    )
+    return Outputs(transformers.Swinv2Model(config), ("last_hidden_state",), ("pixel_values",))
+
+
+def sd3(width: int = 32) -> nn.Module:
+    """Stable Diffusion 3 (Esser et al., 2024): AdaLN for two streams, RMSNorm on their queries and keys."""
+    diffusers: Any = import_module("diffusers")
+
+    network = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=width // 2,
+        joint_attention_dim=16,
+        caption_projection_dim=width,
+        pooled_projection_dim=16,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
+    names = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+    return Outputs(network, ("sample",), names)
+
+
 _WORDS = ({0: "batch", 1: "length"},)
+_MASKED = _WORDS * 2
 
 TINY: dict[str, Entry] = {
     entry.name: entry
@@ -200,6 +280,24 @@ TINY: dict[str, Entry] = {
             ((2, 4, 8, 8), (2,), (2,)),
             ({0: "batch"},) * 3,
             tokens={1: 1000, 2: 10},
+            package="diffusers",
+        ),
+        Entry("tiny-gpt2", gpt2, ((2, 12),) * 2, _MASKED, tokens={0: 100, 1: 2}, package="transformers"),
+        Entry("tiny-gemma3", gemma, ((2, 12),) * 2, _MASKED, tokens={0: 100, 1: 2}, package="transformers"),
+        Entry(
+            "tiny-convnextv2",
+            convnext,
+            ((2, 3, 64, 64),),
+            ({0: "batch", 2: "height", 3: "width"},),
+            package="transformers",
+        ),
+        Entry("tiny-swinv2", swin, ((2, 3, 32, 32),), package="transformers"),
+        Entry(
+            "tiny-sd3",
+            sd3,
+            ((2, 4, 8, 8), (2, 5, 16), (2, 16), (2,)),
+            ({0: "batch"}, {0: "batch", 1: "length"}, {0: "batch"}, {0: "batch"}),
+            tokens={3: 1000},
             package="diffusers",
         ),
     )

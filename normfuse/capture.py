@@ -30,6 +30,7 @@ from normfuse.capture_shapes import simplify_reshapes
 from normfuse.errors import ExportError, NormfuseError
 from normfuse.functions import DOMAIN, settle
 from normfuse.guards import Guards
+from normfuse.modules import inference
 from normfuse.translations import TRANSLATIONS
 
 OPSETS = range(18, 24)
@@ -126,7 +127,7 @@ def captured_with_guards(
     """The same as `capture`, and what torch took for granted of the sizes of dynamic axes."""
     try:
         # with gradients torch may take another kernel for attention when it traces again, and fail on its layout
-        with quiet(), torch.no_grad(), _weights_at_once(module):
+        with quiet(), inference(), _weights_at_once(module):
             program = torch.onnx.export(
                 module,
                 args,

@@ -16,7 +16,7 @@ import torch
 
 from normfuse.calls import called_like, to_array, to_tensor
 from normfuse.foreign import signature
-from normfuse.modules import TorchModule, copied
+from normfuse.modules import TorchModule, copied, inference
 from normfuse.verification import Parity, verify
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -78,7 +78,7 @@ def layer_parity(
     found = part_outputs(captured, [path for path, _ in module.named_modules() if path])
     call = called_like(module, inputs, [name for name, _, _ in signature(captured)[0]])
     args, kwargs = call.arguments({name: to_tensor(array) for name, array in call.example.items()})
-    with torch.no_grad():
+    with inference():
         given = dict(zip(found, Tapped(module, list(found))(*args, **kwargs), strict=True))
     found = {path: name for path, name in found.items() if _is_alike(given[path], captured, name)}
     if not found:

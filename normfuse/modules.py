@@ -212,11 +212,9 @@ class Ran:
         return {name: value for name, value in values.items() if names is None or name in names}
 
     def _once(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        import torch
-
         device = next((t.device for t in (*self._module.parameters(), *self._module.buffers())), "cpu")
         try:
-            with torch.no_grad(), same_buffers(self._module) if self._restores else nullcontext():
+            with inference(), same_buffers(self._module) if self._restores else nullcontext():
                 args, kwargs = self._call.arguments({n: to_tensor(inputs[n]).to(device) for n in self._call.names})
                 leaves = outputs_of(self._module(*args, **kwargs))
         except NormfuseError:
@@ -259,6 +257,25 @@ def _alike(y: Array, other: Array) -> bool:
         return bool(np.array_equal(y, other))
     wide = np.nan_to_num(y.astype(np.float64)), np.nan_to_num(other.astype(np.float64))
     return bool(np.linalg.norm(wide[0] - wide[1]) <= UNLIKE * np.linalg.norm(wide[0]))
+
+
+@contextmanager
+def inference() -> Iterator[None]:
+    """No gradients, and transformer layers of torch by their formula.
+
+    Without gradients torch.nn.MultiheadAttention and TransformerEncoderLayer have a fast path, which gives something
+    else where there is padding: NaN for the zeros of the formula, and zeros at padded places. An exporter sees the
+    formula.
+    """
+    import torch
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 from normfuse.calls import Array, Call, outputs_of, to_tensor
 from normfuse.errors import NormfuseError
-from normfuse.modules import in_one_line, same_buffers, titled
+from normfuse.modules import in_one_line, inference, same_buffers, titled
 from normfuse.oracle import OracleError
 
 
@@ -40,11 +40,9 @@ class Wide:
         Raises:
             OracleError: torch failed, or the deadline has passed.
         """
-        import torch
-
         tensors = {name: _widened(to_tensor(inputs[name])) for name in self._call.names}
         try:
-            with torch.no_grad(), same_buffers(self._module), _widening(deadline, self._widens):
+            with inference(), same_buffers(self._module), _widening(deadline, self._widens):
                 args, kwargs = self._call.arguments(tensors)
                 leaves = outputs_of(self._module(*args, **kwargs))
         except (NormfuseError, OracleError):

@@ -149,3 +149,28 @@ def test_a_mask_of_floats_that_a_caller_gives_may_hide_all(tmp_path: Path) -> No
     mask = torch.zeros(2, 1, 6, 6)
     mask[0, :, 2], mask[1, :, :, 3] = float("-inf"), float("-inf")
     exported(Attention(), (torch.randn(2, 6, 32), mask), tmp_path / "model.onnx")
+
+
+class Encoder(nn.Module):
+    """torch's own transformer layer, told what is padding: it has a fast path that gives something else there."""
+
+    def __init__(self, attention: bool) -> None:
+        super().__init__()
+        whole = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 16, batch_first=True), 1)
+        self.attention, self.part = attention, nn.MultiheadAttention(16, 2, batch_first=True) if attention else whole
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        if self.attention:
+            y: Tensor = self.part(x, x, x, key_padding_mask=padding, need_weights=False)[0]
+            return y
+        return self.part(x, src_key_padding_mask=padding)  # type: ignore[no-any-return]  # a module's call is Any
+
+
+@pytest.mark.parametrize("attention", [False, True], ids=["encoder", "attention"])
+def test_layers_of_torch_are_proved_by_their_formula(attention: bool) -> None:
+    mask = torch.zeros(2, 6, dtype=torch.bool)
+    mask[0, 4:], mask[1] = True, True
+    result = normfuse.export(Encoder(attention).eval(), (torch.randn(2, 6, 16), mask), verify_budget=2)
+    assert result.report.parity is not None
+    assert result.report.parity.passed
+    assert torch.backends.mha.get_fastpath_enabled()
