@@ -27,6 +27,7 @@ from normfuse.report import Counts, Report
 from normfuse.serialization import is_large
 from normfuse.storage import destination
 from normfuse.target import Target
+from normfuse.validation import ONNX_RUNTIME_ONLY
 
 if TYPE_CHECKING:
     import torch
@@ -289,14 +290,22 @@ def _check_loads(original: ir.Model, model: ir.Model, where: Target, report: Rep
 
 
 def _check_valid(model: ir.Model) -> None:
-    """What no runtime here loads is at least what ONNX allows; of a model that protobuf cannot hold that is not asked.
+    """What no runtime here loads is at least what ONNX allows.
+
+    Of a model that protobuf cannot hold, or with operators that only ONNX Runtime has in the default domain, nothing is
+    asked but whether operators take the floats that they are given.
 
     Raises:
         TargetError: it is not.
     """
     import onnx
 
-    if is_large(model):
+    from normfuse.operator_types import misfit
+
+    if found := misfit(model):
+        raise TargetError(f"the result is no valid ONNX: {found}")
+    own = ONNX_RUNTIME_ONLY - {"LayerNormalization"}
+    if is_large(model) or any(node.op_type in own for node in model.graph.all_nodes()):
         return
     try:
         onnx.checker.check_model(serialize(model), full_check=True)

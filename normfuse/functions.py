@@ -10,10 +10,13 @@ GroupNormalization      γ · (x − μ) / √(Var + ε) + β of x (N, C, *spati
 RMSNormalization        γ · x / √(E[x²] + ε) over some of the last axes
 BatchNormalization      γ · (x − E[x]) / √(Var[x] + ε) + β with stored statistics
 BatchStatistics         γ · (x − μ) / √(Var + ε) + β with the statistics of the batch
+LayerNormalization      γ · (x − μ) / √(Var + ε) + β over some of the last axes
+InstanceNormalization   γ · (x − μ) / √(Var + ε) + β of x (N, C, *spatial), statistics for each channel
 ======================= =====================================================================================
 
-`WideGroupNormalization`, `WideRMSNormalization` and `WideBatchStatistics` have their statistics in float32, for an x
-that is narrower.
+Those called `Wide…` have their statistics in float32, for an x that is narrower, and those called `Exact…` their ε in
+float64, for a float64 x: an attribute of an operator is a float32. There is a LayerNormalization and an
+InstanceNormalization for what their operators do not compute so.
 """
 
 import re
@@ -78,6 +81,29 @@ _RMS_NORM = """RMSNormalization <axes, epsilon> (x, scale) => (y) {
     y = Mul (narrow, scale)
 }"""
 
+_LAYER_NORM = """LayerNormalization <axes, epsilon> (x, scale, bias) => (y) {
+    over = Constant <value_ints: ints = @axes> ()
+    mean = ReduceMean (x, over)
+    centred = Sub (x, mean)
+    square = Mul (centred, centred)
+    variance = ReduceMean (square, over)
+    constant = Constant <value_float: float = @epsilon> ()
+    epsilon_like = CastLike (constant, variance)
+    sum = Add (variance, epsilon_like)
+    root = Sqrt (sum)
+    normalized = Div (centred, root)
+    scaled = Mul (normalized, scale)
+    y = Add (scaled, bias)
+}"""
+
+_INSTANCE_NORM = """InstanceNormalization <epsilon> (x, scale, bias) => (y) {
+    wide = widen (x)
+    wide_scale = widen (scale)
+    wide_bias = widen (bias)
+    normalized = InstanceNormalization <epsilon: float = @epsilon> (wide, wide_scale, wide_bias)
+    y = narrow (normalized)
+}"""
+
 _BATCH_NORM = """BatchNormalization <epsilon> (x, scale, bias, mean, var) => (y) {
     y = BatchNormalization <epsilon: float = @epsilon> (x, scale, bias, mean, var)
 }"""
@@ -108,6 +134,11 @@ def _wide(body: str) -> str:
     return "Wide" + re.sub(r"\bnarrow \((\w+)\)", r"CastLike (\1, x)", wide)
 
 
+def _exact(body: str) -> str:
+    """ε as a tensor."""
+    return "Exact" + _same(body).replace("value_float: float", "value: tensor")
+
+
 def _parsed(body: str) -> onnx.FunctionProto:
     return onnx.parser.parse_function(f'<opset_import: ["": 18], domain: "{DOMAIN}"> {body}')
 
@@ -118,6 +149,8 @@ FUNCTIONS: dict[str, onnx.FunctionProto] = {
         _parsed,
         (
             *(spelled(body) for body in (_GROUP_NORM, _RMS_NORM, _BATCH_STATISTICS) for spelled in (_same, _wide)),
+            *(_exact(body) for body in (_GROUP_NORM, _RMS_NORM, _LAYER_NORM)),
+            _wide(_INSTANCE_NORM),
             _BATCH_NORM,
         ),
     )
@@ -136,8 +169,13 @@ def schema(name: str) -> OpSchema:
         inputs=[OpSchema.FormalParameter(one, "T") for one in function.input],
         outputs=[OpSchema.FormalParameter(one, "T") for one in function.output],
         type_constraints=[("T", kinds, "")],
-        attributes=[OpSchema.Attribute(one, _ATTRIBUTES[one], "") for one in function.attribute],
+        attributes=[OpSchema.Attribute(one, _kind(one, name), "") for one in function.attribute],
     )
+
+
+def _kind(attribute: str, function: str) -> OpSchema.AttrType:
+    exact = attribute == "epsilon" and function.startswith("Exact")
+    return OpSchema.AttrType.TENSOR if exact else _ATTRIBUTES[attribute]
 
 
 def settle(model: ir.Model) -> None:

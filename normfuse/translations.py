@@ -6,13 +6,14 @@ torch.ops.aten one node                      what it is in the file
 group_norm     normfuse::GroupNormalization  a function: see `normfuse.functions.STANDARD`
 rms_norm       normfuse::RMSNormalization    RMSNormalization from opset 23 on
 layer_norm     LayerNormalization            the same
-instance_norm  InstanceNormalization         the same; with running statistics a BatchNormalization
+instance_norm  InstanceNormalization         the same, in float32; with running statistics a BatchNormalization
 batch_norm     normfuse::BatchNormalization  BatchNormalization; torch names it _native_batch_norm_legit
 batch_norm     normfuse::BatchStatistics     a function: by the statistics of the batch; where running statistics
                                              are kept as well, torch names it _native_batch_norm_legit_functional
 ============== ============================= =====================================================
 
-Where the opset has no such operator, the function of that name stays, whose body is standard (`normfuse.functions`).
+A float64 ε that is no float32 stands in a function, too, for an attribute would round it. Where the opset has no such
+operator, the function of that name stays, whose body is standard (`normfuse.functions`).
 
 Other normalizations reach ONNX as one operator by themselves or are taken apart before an exporter can see them:
 local_response_norm, F.normalize, weight_norm, spectral_norm, and what people write themselves. LIFT recognises those,
@@ -57,7 +58,8 @@ def group_norm(
     """γ · (x − μ) / √(Var + ε) + β, statistics for each group of channels: Wu and He, 2018."""
     shape = (_size(x, 1),)
     scale, shift = _parameter(weight, 1.0, shape, x), _parameter(bias, 0.0, shape, x)
-    return _CALL[_wide("GroupNormalization", x)](x, scale, shift, num_groups=groups, epsilon=eps)
+    call, epsilon = _call("GroupNormalization", x, eps)
+    return call(x, scale, shift, num_groups=groups, epsilon=epsilon)
 
 
 @_row(torch.ops.aten.rms_norm.default)
@@ -67,7 +69,8 @@ def rms_norm(x: Any, normalized_shape: Sequence[Any], weight: Any = None, eps: f
         eps = float(np.finfo(np.float64 if x.dtype == ir.DataType.DOUBLE else np.float32).eps)
     scale = _parameter(weight, 1.0, _sizes(normalized_shape), x)
     axes = list(range(-len(normalized_shape), 0))
-    return _CALL[_wide("RMSNormalization", x)](x, scale, axes=axes, epsilon=eps)
+    call, epsilon = _call("RMSNormalization", x, eps)
+    return call(x, scale, axes=axes, epsilon=epsilon)
 
 
 @_row(torch.ops.aten.layer_norm.default)
@@ -81,6 +84,10 @@ def layer_norm(
 ) -> Any:
     """γ · (x − μ) / √(Var + ε) + β over the last axes: Ba, Kiros and Hinton, 2016."""
     scale = _parameter(weight, 1.0, _sizes(normalized_shape), x)
+    if _rounds(eps, x):
+        shift = _parameter(bias, 0.0, _sizes(normalized_shape), x)
+        call, epsilon = _call("LayerNormalization", x, eps)
+        return call(x, scale, shift, axes=list(range(-len(normalized_shape), 0)), epsilon=epsilon)
     inputs = (x, scale) if bias is None else (x, scale, _like(bias, x))
     stash = ir.DataType.DOUBLE if x.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
     y, *_ = op.LayerNormalization(*inputs, axis=-len(normalized_shape), epsilon=eps, stash_type=int(stash))
@@ -105,9 +112,13 @@ def instance_norm(
     """
     shape = (_size(x, 1),)
     scale, shift = _parameter(weight, 1.0, shape, x), _parameter(bias, 0.0, shape, x)
-    if use_input_stats:
-        return op.InstanceNormalization(x, scale, shift, epsilon=eps)
-    return _CALL["BatchNormalization"](x, scale, shift, _like(running_mean, x), _like(running_var, x), epsilon=eps)
+    if not use_input_stats:
+        return batch_norm(x, weight, bias, running_mean, running_var, momentum, eps)[0]
+    if _rounds(eps, x):  # a group for each channel
+        return group_norm(x, _size(x, 1), weight, bias, eps)
+    if _is_narrow(x):
+        return _CALL["WideInstanceNormalization"](x, scale, shift, epsilon=eps)
+    return op.InstanceNormalization(x, scale, shift, epsilon=eps)
 
 
 @_row(torch.ops.aten._native_batch_norm_legit_no_training.default)
@@ -118,6 +129,9 @@ def batch_norm(
     shape = (_size(x, 1),)
     scale, shift = _parameter(weight, 1.0, shape, x), _parameter(bias, 0.0, shape, x)
     mean, variance = _like(running_mean, x), _like(running_var, x)
+    if _rounds(eps, x):  # what float32 takes from ε the variance gets
+        rounded = float(np.float32(eps))
+        variance, eps = op.Add(variance, _constant(eps - rounded, x.dtype)), rounded
     return (_CALL["BatchNormalization"](x, scale, shift, mean, variance, epsilon=eps),)
 
 
@@ -126,7 +140,12 @@ def batch_statistics(x: Any, weight: Any, bias: Any, training: bool, momentum: f
     """γ · (x − μ) / √(Var + ε) + β with the statistics of the batch, where no others are kept."""
     shape = (_size(x, 1),)
     scale, shift = _parameter(weight, 1.0, shape, x), _parameter(bias, 0.0, shape, x)
-    return (_CALL[_wide("BatchStatistics", x)](x, scale, shift, axes=_all_but_channels(x), epsilon=eps),)
+    if _rounds(eps, x):
+        mean, square = _moments(x)
+        axes = op.Constant(value_ints=_all_but_channels(x))
+        return (batch_norm(x, weight, bias, mean, op.ReduceMean(square, axes, keepdims=0), momentum, eps)[0],)
+    call, epsilon = _call("BatchStatistics", x, eps)
+    return (call(x, scale, shift, axes=_all_but_channels(x), epsilon=epsilon),)
 
 
 @_row(torch.ops.aten._native_batch_norm_legit_functional.default)
@@ -145,10 +164,8 @@ def batch_norm_in_training(
         return (*y, op.Identity(running_mean), inverse, op.Identity(running_mean), op.Identity(running_var))
     axes = op.Constant(value_ints=_all_but_channels(x))
     wide = x if x.dtype == running_mean.dtype else op.Cast(x, to=int(running_mean.dtype))
-    kept = op.ReduceMean(wide, axes)
-    centred = op.Sub(wide, kept)
-    square = op.Mul(centred, centred)
-    mean, variance = op.ReduceMean(wide, axes, keepdims=0), op.ReduceMean(square, axes, keepdims=0)
+    mean, square = _moments(wide)
+    variance = op.ReduceMean(square, axes, keepdims=0)
     count = op.Div(op.Size(x), op.Shape(x, start=1, end=2))
     unbiased = op.Div(op.ReduceSum(square, axes, keepdims=0), op.CastLike(op.Sub(count, 1), wide))
     old, new = op.CastLike(1.0 - momentum, wide), op.CastLike(momentum, wide)
@@ -162,9 +179,50 @@ def batch_norm_in_training(
     )
 
 
-def _wide(name: str, x: Any) -> str:
-    """The function with statistics in float32 where x is narrower, as torch has them."""
-    return name if x.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE) else f"Wide{name}"
+@_row(torch.ops.aten.scalar_tensor.default)
+def scalar_tensor(s: Any, dtype: int = -1, layout: Any = None, device: Any = None, pin_memory: Any = None) -> Any:
+    """A number in its own type: torch.onnx rounds it to float32 first, such as the α of a float64 LRN.
+
+    A complex number has its two parts along an axis, as torch.onnx writes them.
+    """
+    kind = ir.DataType(dtype) if dtype > 0 else ir.DataType.FLOAT
+    if not isinstance(s, bool | int | float | complex):
+        return op.Cast(s, to=int(kind))
+    if kind in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+        part = ir.DataType.FLOAT if kind == ir.DataType.COMPLEX64 else ir.DataType.DOUBLE
+        return _constant([s.real, s.imag], part)
+    return _constant(s, kind)
+
+
+def _call(name: str, x: Any, eps: float) -> tuple[Any, Any]:
+    """The function of a normalization for the type of x, and its attribute epsilon.
+
+    Narrow types have their statistics in float32, as torch has them, and float64 has its own ε.
+    """
+    if _rounds(eps, x):
+        return _CALL[f"Exact{name}"], ir.tensor(np.float64(eps))
+    return _CALL[f"Wide{name}" if _is_narrow(x) else name], eps
+
+
+def _is_narrow(x: Any) -> bool:
+    return x.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+
+
+def _rounds(eps: float, x: Any) -> bool:
+    """Whether an attribute, which is a float32, would be another ε than a float64 x has."""
+    return x.dtype == ir.DataType.DOUBLE and float(np.float32(eps)) != eps
+
+
+def _constant(value: Any, dtype: ir.DataType) -> Any:
+    tensor: Any = ir.tensor(np.asarray(value).astype(dtype.numpy()), dtype=dtype)
+    return op.Constant(value=tensor)
+
+
+def _moments(x: Any) -> tuple[Any, Any]:
+    """μ of each channel, and the squares of x − μ."""
+    axes = op.Constant(value_ints=_all_but_channels(x))
+    centred = op.Sub(x, op.ReduceMean(x, axes))
+    return op.ReduceMean(x, axes, keepdims=0), op.Mul(centred, centred)
 
 
 def _all_but_channels(x: Any) -> list[int]:
@@ -196,8 +254,7 @@ def _parameter(value: Any, default: float, shape: tuple[int, ...], x: Any) -> An
     """γ or β in the dtype of x, all ones or zeros where there is none."""
     if value is not None:
         return _like(value, x)
-    tensor: Any = ir.tensor(np.full(shape, default, x.dtype.numpy()), dtype=x.dtype)
-    return op.Constant(value=tensor)
+    return _constant(np.full(shape, default), x.dtype)
 
 
 def _like(value: Any, x: Any) -> Any:

@@ -16,11 +16,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+from onnx.reference import ReferenceEvaluator  # noqa: E402
 from onnxscript import opset18 as op  # noqa: E402  # nothing here can run without torch
 from torch import Tensor, nn  # noqa: E402
 
 import normfuse  # noqa: E402
 from models.entry import randomize  # noqa: E402
+from normfuse import functions  # noqa: E402
 from normfuse.capture import capture  # noqa: E402
 from normfuse.errors import ExportError, NormfuseError, ParityError  # noqa: E402
 from normfuse.translations import TRANSLATIONS  # noqa: E402
@@ -113,7 +115,7 @@ def run(path: Path | str, **inputs: Tensor) -> list[Any]:
 
 class TestTranslations:
     def test_every_row_has_a_case(self) -> None:
-        assert set(TRANSLATIONS) == {row[0] for row in ROWS.values()}
+        assert set(TRANSLATIONS) - {ATEN.scalar_tensor.default} == {row[0] for row in ROWS.values()}
 
     @pytest.mark.parametrize("opset", [18, 23])
     def test_each_normalization_is_one_node(self, opset: int) -> None:
@@ -147,15 +149,59 @@ class TestTranslations:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
     def test_narrow_types_have_their_statistics_in_float32(self, dtype: Any) -> None:
-        parts = (nn.GroupNorm(2, 4), nn.RMSNorm(6), nn.LayerNorm(6))
+        by_batch = nn.BatchNorm2d(4, track_running_stats=False)
+        parts = (nn.GroupNorm(2, 4), nn.RMSNorm(6), nn.LayerNorm(6), by_batch, nn.InstanceNorm2d(4, affine=True))
         module = Each(*parts).to(dtype).eval()
         randomize(module)
         x = torch.randn(2, 4, 5, 6).to(dtype)
         model = capture(module, (x,), {}, opset=20)
-        assert called(model).keys() >= {"normfuse::WideGroupNormalization", "normfuse::WideRMSNormalization"}
+        names = ("GroupNormalization", "RMSNormalization", "BatchStatistics", "InstanceNormalization")
+        assert called(model) == {"LayerNormalization": 1, **{f"normfuse::Wide{name}": 1 for name in names}}
         result = normfuse.export(module, x, opset=20, verify_budget=1)
         assert result.report.parity is not None
         assert result.report.parity.passed
+
+    def test_squares_that_float16_cannot_hold(self) -> None:
+        norms = (nn.GroupNorm(2, 4), nn.BatchNorm2d(4, track_running_stats=False), nn.InstanceNorm2d(4))
+        module, x = Each(*norms).half().eval(), (torch.randn(2, 4, 5, 6) * 1000).half()
+        model = capture(module, (x,), {}, opset=20)
+        functions.inline(model)
+        values = ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": x.numpy()})  # as written, in each node's type
+        for y, wanted in zip(values, module(x), strict=True):
+            np.testing.assert_allclose(np.asarray(y), wanted.detach().numpy(), rtol=2e-2, atol=2e-3)
+
+    @pytest.mark.parametrize("optimize", [True, False])
+    def test_float64_keeps_its_epsilon(self, optimize: bool) -> None:
+        parts = (*(row[1] for row in ROWS.values()), nn.LocalResponseNorm(3, alpha=0.1))
+        module = Each(*(copy.deepcopy(part) for part in parts)).double().eval()
+        randomize(module)
+        x = torch.randn(2, 4, 5, 6).double()
+        parity = normfuse.export(module, x, optimize=optimize, verify_budget=2).report.parity
+        assert parity is not None
+        assert parity.passed
+        assert {output.dtype for output in parity.outputs} == {"float64"}
+
+    def test_another_epsilon_in_float64_is_seen(self) -> None:
+        module, x = nn.LayerNorm(6).double().eval(), torch.randn(2, 6).double()
+
+        def rounded(x: Any, shape: Any, weight: Any, bias: Any, eps: float = 1e-5, cudnn: bool = True) -> Any:
+            return op.LayerNormalization(x, weight, bias, axis=-1, epsilon=eps, stash_type=11)[0]
+
+        with pytest.raises(ParityError, match="in float64"):
+            normfuse.export(module, x, translations={ATEN.layer_norm.default: rounded}, verify_budget=1)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.int64, torch.complex64], ids=str)
+    def test_numbers_are_not_rounded_on_their_way(self, dtype: Any) -> None:
+        class Number(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                number: Tensor = ATEN.scalar_tensor.default(3 if dtype == torch.int64 else 0.1, dtype=dtype)
+                parts: Tensor = torch.view_as_real(number) if dtype.is_complex else number * torch.ones_like(x)
+                return parts
+
+        x = torch.ones(2).to(torch.float64 if dtype.is_complex else dtype)
+        model = capture(Number().eval(), (x,), {})
+        (y,) = ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": x.numpy()})
+        np.testing.assert_array_equal(np.asarray(y), Number()(x).numpy())
 
     def test_float64_keeps_its_own_statistics(self) -> None:
         module, x = nn.RMSNorm(6).double(), torch.randn(2, 6).double()
