@@ -10,7 +10,7 @@ torch is imported where it is used: who has a module has done so.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import ml_dtypes
 import numpy as np
@@ -37,6 +37,40 @@ class Call:
     names: tuple[str, ...]
     arguments: Callable[[Mapping[str, Any]], Arguments]
     example: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Arguments of one call, in the order in which `torch.export` makes them inputs.
+
+    Attributes:
+        args: positional arguments.
+        kwargs: keyword arguments.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def to(cls, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Self:
+        """Arguments of a module: no tensor stands in two places, for it would be one input; keywords are in order."""
+        import torch
+        from torch.utils import _pytree as tree
+
+        order = list(_parameters(module))
+        named = sorted(kwargs.items(), key=lambda row: order.index(row[0]) if row[0] in order else len(order))
+        seen: set[int] = set()
+
+        def own(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            if id(leaf) in seen:
+                return leaf.detach().clone()
+            seen.add(id(leaf))
+            return leaf
+
+        positional, keywords = tree.tree_map(own, (args, dict(named)))
+        return cls(positional, keywords)
 
 
 def called_by_names(module: Any, names: Sequence[str]) -> Call:
@@ -71,7 +105,8 @@ def called_like(module: Any, inputs: Any, names: Sequence[str] | None) -> Call:
 
     Args:
         module: the module.
-        inputs: a tuple of positional or a dict of keyword arguments, or the only argument.
+        inputs: a tuple of positional or a dict of keyword arguments, or the only argument; or both as `Given`, whose
+            arrays have the names in their order, whatever those are.
         names: of the inputs of the ONNX model on the other side; the module's own where there is none.
 
     Raises:
@@ -82,18 +117,21 @@ def called_like(module: Any, inputs: Any, names: Sequence[str] | None) -> Call:
     example: Arguments = (inputs, {}) if isinstance(inputs, tuple) else ((inputs,), {})
     if isinstance(inputs, Mapping):
         example = ((), dict(inputs))
+    if isinstance(inputs, Given):
+        example = (inputs.args, dict(inputs.kwargs))
     paths, spec = tree.tree_flatten_with_path(example)
     leaves = [leaf for _, leaf in paths]
     places = [place for place, leaf in enumerate(leaves) if is_array(leaf)]
     own = tuple(_name(module, paths[place][0]) for place in places)
-    order = own if names is None or set(names) == set(own) else tuple(names)
+    by_place = isinstance(inputs, Given)
+    order = own if names is None or (set(names) == set(own) and not by_place) else tuple(names)
     if len(order) != len(own):
         raise NormfuseError(
             f"inputs hold {len(own)} arrays ({', '.join(own)}), but the model takes {len(order)} "
             f"({', '.join(order)}); give one for each"
         )
     moved = [name for name, mine in zip(order, own, strict=True) if name != mine and name in own]
-    if moved:
+    if moved and not by_place:
         raise NormfuseError(
             f"inputs hold {', '.join(own)}, but the model takes {', '.join(order)}: {moved[0]!r} stands in another "
             "place; give them in the order of the model"

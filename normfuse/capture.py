@@ -125,12 +125,13 @@ def captured_with_guards(
     translations: Mapping[Any, Callable[..., Any]] | None = None,
 ) -> tuple[ir.Model, Guards]:
     """The same as `capture`, and what torch took for granted of the sizes of dynamic axes."""
+    closed = (*args, {}) if args and not kwargs and isinstance(args[-1], dict) else args  # else it is taken for kwargs
     try:
         # with gradients torch may take another kernel for attention when it traces again, and fail on its layout
         with quiet(), inference(), _weights_at_once(module):
             program = torch.onnx.export(
                 module,
-                args,
+                closed,
                 kwargs=dict(kwargs),
                 input_names=list(input_names) or None,
                 output_names=list(output_names) or None,

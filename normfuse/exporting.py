@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from normfuse import functions
 from normfuse.arguments import check
+from normfuse.calls import Given
 from normfuse.errors import ExportError, NormfuseError, ParityError, TargetError
 from normfuse.leftovers import folder_beside
 from normfuse.model import check_output, load, save, serialize
@@ -120,7 +121,7 @@ def export(
     check_opset(opset)
     if path is not None:
         check_output(path, None)
-    positional, named = args if isinstance(args, tuple) else (args,), dict(kwargs or {})
+    given = Given.to(module, args if isinstance(args, tuple) else (args,), kwargs or {})
     wanted = opset or DEFAULT_OPSET
     say(f"exporting {type(module).__name__}")
     modes = reminder(module)
@@ -132,10 +133,10 @@ def export(
         def captured_in(number: int) -> "tuple[ir.Model, Guards]":
             return captured_with_guards(
                 module,
-                positional,
-                named,
+                given.args,
+                given.kwargs,
                 opset=number,
-                dynamic_shapes=nested_shapes(module, positional, dynamic_shapes),
+                dynamic_shapes=nested_shapes(module, given.args, dynamic_shapes),
                 input_names=input_names,
                 output_names=output_names,
                 translations=translations,
@@ -152,7 +153,7 @@ def export(
         if large and path is not None:
             check_output(path, captured)
             captured = _mapped(captured, os.fspath(path), held)
-        notes = judge_guards(guards, module, positional, named, captured)
+        notes = judge_guards(guards, module, given.args, given.kwargs, captured)
         settings: Settings = {"threads": where.threads, "select": select, "ignore": ignore, "shapes": shapes}
         settings |= {"opset": wanted if wanted > OPSETS[-1] else None}
         reference, unproved = None, ""
@@ -161,8 +162,7 @@ def export(
         elif verify:
             from normfuse.modules import torch_module
 
-            inputs = _inputs(module, positional, named)
-            reference = torch_module(module, inputs, like=captured, training=training)
+            reference = torch_module(module, given, like=captured, training=training)
         proves = verify and not unproved
         result = _optimized(captured, where, reference, settings, optimize, proves, verify_budget, data, say)
         result.report.unproved = unproved
@@ -173,9 +173,8 @@ def export(
             from normfuse.layers import layer_parity
 
             say("comparing the parts of the module")
-            inputs = _inputs(module, positional, named)
             result.report.parts = layer_parity(
-                module, inputs, captured, budget=verify_budget, shapes=shapes, training=training, progress=say
+                module, given, captured, budget=verify_budget, shapes=shapes, training=training, progress=say
             )
         parity = result.report.parity
         if parity is not None and not parity.passed:
@@ -357,14 +356,3 @@ def nested_shapes(module: Any, args: tuple[Any, ...], dynamic_shapes: Any) -> An
         place = kinds.index(rest)
         return (*dynamic_shapes[:place], tuple(dynamic_shapes[place:]))
     return dynamic_shapes
-
-
-def _inputs(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Positional and keyword arguments as one tuple or dict."""
-    if not kwargs:
-        return args
-    try:
-        bound = inspect.signature(module.forward).bind_partial(*args)
-    except TypeError as error:
-        raise NormfuseError(f"the arguments are not those of {type(module).__name__}: {error}") from error
-    return {**bound.arguments, **kwargs}

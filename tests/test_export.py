@@ -261,6 +261,22 @@ class Nested(nn.Module):
         return {"logits": self.head(y), "states": [y + shift, extra["pair"][1] * 2.0]}
 
 
+class Taking(nn.Module):
+    """Arguments of all kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, a: Tensor, b: Any = None, *rest: Tensor, scale: Tensor | None = None, **other: Tensor) -> Tensor:
+        y: Tensor = self.norm(a)
+        if b is not None:
+            y = y - 2 * b if isinstance(b, Tensor) else y + b["x"] - 3 * b["y"]
+        for index, one in enumerate((*rest, *other.values())):
+            y = y + (index + 4) * one
+        return y if scale is None else y * (1 + 0.1 * scale)
+
+
 class TestArguments:
     def test_nested_inputs_keyword_arguments_and_tied_weights(self, tmp_path: Path) -> None:
         torch.manual_seed(0)
@@ -292,6 +308,51 @@ class TestArguments:
         flat = [expected["logits"], *expected["states"]]
         for y, wanted in zip(run(path, **inputs), flat, strict=True):
             np.testing.assert_allclose(y, wanted.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("args", "kwargs"),
+        [
+            ((0, 0), {}),
+            ((0,), {"b": 0}),
+            ((0, 1), {"scale": 2}),
+            ((0, 1, 2, 3), {"scale": 4, "z": 5}),
+            ((0,), {"scale": 2, "b": 1}),
+            ((0, {"y": 2, "x": 1}), {}),
+        ],
+        ids=[
+            "twice",
+            "twice by name",
+            "by place and name",
+            "more by place and name",
+            "names in any order",
+            "dict last",
+        ],
+    )
+    def test_each_argument_is_an_input_of_its_own(self, args: Any, kwargs: Any, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        values = [torch.randn(2, 8) for _ in range(6)]
+        one = torch.utils._pytree.tree_map(lambda place: values[place], (args, kwargs))
+        module, path = Taking().eval(), tmp_path / "model.onnx"
+        result = normfuse.export(module, one[0], path, kwargs=one[1], verify_budget=1)
+        assert result.report.parity is not None
+        assert result.report.parity.passed
+        leaves, spec = torch.utils._pytree.tree_flatten((args, kwargs))
+        assert len(result.model.graph.inputs) == len(leaves)
+        other = [torch.randn(2, 8) for _ in leaves]
+        positional, named = torch.utils._pytree.tree_unflatten(other, spec)
+        order = {"a": 0, "b": 1, "rest": 2, "scale": 3, "z": 4}
+        inputs = [*torch.utils._pytree.tree_leaves(positional)]
+        inputs += [named[name] for name in sorted(named, key=order.__getitem__)]
+        names = [str(value.name) for value in result.model.graph.inputs]
+        wanted = module(*positional, **named).detach().numpy()
+        np.testing.assert_allclose(run(path, **dict(zip(names, inputs, strict=True)))[0], wanted, rtol=1e-4, atol=1e-5)
+
+    def test_names_of_inputs_may_be_those_of_others(self) -> None:
+        x = torch.randn(2, 8), torch.randn(2, 8)
+        result = normfuse.export(Taking().eval(), x, input_names=["b", "a"], verify_budget=1)
+        assert result.report.parity is not None
+        assert result.report.parity.passed
+        assert [value.name for value in result.model.graph.inputs] == ["b", "a"]
 
     def test_names_of_inputs_and_outputs(self) -> None:
         result = normfuse.export(
