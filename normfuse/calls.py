@@ -57,7 +57,7 @@ class Given:
         import torch
         from torch.utils import _pytree as tree
 
-        order = list(_parameters(module))
+        order = list(parameters_of(module))
         named = sorted(kwargs.items(), key=lambda row: order.index(row[0]) if row[0] in order else len(order))
         seen: set[int] = set()
 

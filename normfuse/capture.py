@@ -30,6 +30,7 @@ from normfuse.capture_shapes import simplify_reshapes
 from normfuse.errors import ExportError, NormfuseError
 from normfuse.functions import DOMAIN, settle
 from normfuse.guards import Guards
+from normfuse.kernels import RANDOM
 from normfuse.modules import inference
 from normfuse.translations import TRANSLATIONS
 
@@ -179,10 +180,19 @@ def tidy(model: ir.Model) -> None:
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.LiftSubgraphInitializersToMainGraphPass(),
         passes.DeduplicateInitializersPass(),
-        passes.CommonSubexpressionEliminationPass(),
+        # that pass merges draws of chance, each of which is its own
+        *(
+            []
+            if any(_is_random(node) for node in model.graph.all_nodes())
+            else [passes.CommonSubexpressionEliminationPass()]
+        ),
         passes.OutputFixPass(),
         passes.NameFixPass(),
     )(model)
+
+
+def _is_random(node: ir.Node) -> bool:
+    return node.op_type in RANDOM or node.op_type == "Dropout"
 
 
 @contextmanager

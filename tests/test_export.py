@@ -398,6 +398,21 @@ class TestMode:
         assert result.report.parity.passed
         assert called(result.model) == {"Conv": 1, "Relu": 1}
 
+    def test_each_dropout_draws_for_itself(self) -> None:
+        class Drops(nn.Module):
+            def forward(self, x: Tensor) -> Any:
+                return (
+                    nn.functional.dropout(x, 0.5)
+                    - nn.functional.dropout(x, 0.5)
+                    + torch.bernoulli(x)
+                    - torch.bernoulli(x)
+                )
+
+        result = normfuse.export(Drops().eval(), torch.rand(4, 64), verify=False)
+        counts = called(result.model)
+        assert counts["Dropout"] == 2
+        assert counts["Bernoulli"] == 2
+
     def test_a_part_in_training_mode_is_named(self) -> None:
         module = self.net().eval()
         module[1].train()
