@@ -159,10 +159,10 @@ def _found(path: str) -> list[File]:
         if not names:
             raise NormfuseError(f"the folder {path} holds no batches; put {' or '.join(SUFFIXES)} files into it")
         return [_local(os.path.join(path, name)) for name in names]
+    if not os.path.exists(path):
+        raise NormfuseError(f"there is no file or folder {path}; check the path")
     if not path.endswith(SUFFIXES):
         raise NormfuseError(f"{path} holds no batch; give {' or '.join(SUFFIXES)} files, or a folder of them")
-    if not os.path.exists(path):
-        raise NormfuseError(f"there is no file {path}; check the path")
     return [_local(path)]
 
 

@@ -18,6 +18,7 @@ comes. An input that has a default, an initializer, may be given or not.
 
 import os
 import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -172,9 +173,26 @@ class Signature:
         Raises:
             NormfuseError: the model does not take it.
         """
-        arrays = {str(name): np.asarray(array) for name, array in self.named(batch, what).items()}
+        arrays = {str(name): _array(array, str(name), what) for name, array in self.named(batch, what).items()}
         self.check({name: Header(array.dtype, array.shape) for name, array in arrays.items()}, what)
         return {one.name: _converted(arrays[one.name], one, what) for one in self.all if one.name in arrays}
+
+
+def _array(given: Any, name: str, what: str) -> Array:
+    """An array of what was given as one, such as a tensor or a list.
+
+    Raises:
+        NormfuseError: it is none.
+    """
+    if "torch" in sys.modules and isinstance(given, sys.modules["torch"].Tensor):
+        from normfuse.calls import to_array
+
+        return to_array(given)
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError) as error:  # a list of lists of different lengths
+        told = " ".join(str(error).split())[:200]
+        raise NormfuseError(f"{what}: what is given for input {name!r} is no array: {told}") from error
 
 
 def _input(value: ir.Value) -> Input:

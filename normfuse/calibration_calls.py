@@ -13,24 +13,31 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils import _pytree as tree
 
 from normfuse.calibration_passes import Say
 from normfuse.calibration_state import Digest
-from normfuse.calls import is_array, to_array
+from normfuse.calls import is_array, to_array, to_tensor
 from normfuse.errors import NormfuseError
 from normfuse.report import Refusal
 from normfuse.stored import RULE
 
 NO_BATCHES = "there are no batches; give at least one"
-UNREACHED = "the batches do not come to it"
+ONCE = "the batches can be read only once; give a list"
+UNREACHED = "no batch comes to a call of it; F.batch_norm with its tensors is none"
+
+
+def fewer(before: int, now: int) -> NormfuseError:
+    """What is said where a pass has another number of batches than the one before."""
+    return NormfuseError(f"one pass had {before} batches, the next {now}; give what can be read again, such as a list")
 
 
 def require_eager(module: nn.Module) -> None:
     """Makes sure that Python sees the calls of the modules within a module.
 
     Raises:
-        NormfuseError: one was scripted or compiled.
+        NormfuseError: one was scripted or compiled, or has no weights.
     """
     for name, part in module.named_modules():
         kind = "scripted" if isinstance(part, torch.jit.ScriptModule) else ""
@@ -38,6 +45,8 @@ def require_eager(module: nn.Module) -> None:
         if kind:
             whose = f"its part {name!r}" if name else "the module"
             raise NormfuseError(f"{whose} is {kind}, and does not show what it does; give the one that it was made of")
+    if any(one.is_meta for one in (*module.parameters(), *module.buffers())):
+        raise NormfuseError("the module is on the device meta, where there are no weights; load them first")
 
 
 def tracked(module: nn.Module) -> tuple[dict[str, _BatchNorm], list[Refusal]]:
@@ -61,6 +70,9 @@ def tracked(module: nn.Module) -> tuple[dict[str, _BatchNorm], list[Refusal]]:
             refusals.append(Refusal(RULE, name, reason))
         else:
             named[name] = part
+    for name, other in module.named_modules():
+        if isinstance(other, _InstanceNorm) and other.running_mean is not None:
+            refusals.append(Refusal(RULE, name, "it is an InstanceNorm, whose statistics are means over examples"))
     return named, refusals
 
 
@@ -72,11 +84,13 @@ class Look:
         calls: the most calls of each BatchNorm on one batch.
         orders: in which order they are called for the first time, on one batch or another.
         digest: of the batches.
+        batches: how many there are.
     """
 
     calls: dict[str, int]
     orders: dict[tuple[str, ...], None] = field(default_factory=dict)
     digest: str = ""
+    batches: int = 0
 
     def refusals(self) -> list[Refusal]:
         """Those that cannot have a pass of their own."""
@@ -137,7 +151,7 @@ def look_at(module: nn.Module, named: Mapping[str, _BatchNorm], batches: Iterabl
             hook.remove()
     if named and index < 0:
         raise NormfuseError(NO_BATCHES)
-    look.digest = str(digest)
+    look.digest, look.batches = str(digest), index + 1
     return look
 
 
@@ -157,7 +171,8 @@ def run(module: nn.Module, batch: Any, index: int, digest: Digest | None = None)
         leaves, spec = tree.tree_flatten(given)
         if digest is not None:
             digest.add({str(place): to_array(leaf) for place, leaf in enumerate(leaves) if is_array(leaf)}, index)
-        own = [torch.as_tensor(leaf).to(device, copy=True) if is_array(leaf) else leaf for leaf in leaves]
+        wanted = _float_of(module)
+        own = [_own(leaf, device, wanted) if is_array(leaf) else leaf for leaf in leaves]
         args, kwargs = tree.tree_unflatten(own, spec)
         return module(*args, **kwargs)
     except NormfuseError:
@@ -165,3 +180,17 @@ def run(module: nn.Module, batch: Any, index: int, digest: Digest | None = None)
     except Exception as error:
         what = " ".join(str(error).split())[:200] or type(error).__name__
         raise NormfuseError(f"batch {index}: the module {type(module).__name__} does not run on it: {what}") from error
+
+
+def _own(leaf: Any, device: torch.device, wanted: torch.dtype | None) -> torch.Tensor:
+    """A tensor of an array, with floats rounded as for an ONNX model; a tensor keeps its dtype."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf.to(device, copy=True)
+    found: torch.Tensor = to_tensor(leaf)
+    return found.to(device, wanted if found.is_floating_point() else None)
+
+
+def _float_of(module: nn.Module) -> torch.dtype | None:
+    """The dtype of the floats that a module holds; None where there is none, or several."""
+    held = {one.dtype for one in (*module.parameters(), *module.buffers()) if one.is_floating_point()}
+    return held.pop() if len(held) == 1 else None

@@ -108,7 +108,14 @@ def run_pass(
             )
         if not state.done:
             whose = "" if state.shard == WHOLE else f" for shard {state.shard.index + 1}/{state.shard.count}"
+            if state.number and state.shard == WHOLE:
+                raise NormfuseError("the batches can be read only once; give a list, or an iterator")
             raise NormfuseError(f"there are no batches{whose}; give at least one")
+        if state.number and state.shard == WHOLE and state.done != state.batches:
+            raise NormfuseError(
+                f"one pass had {state.batches} batches, the next {state.done}; give what can be read again, such as a "
+                "list"
+            )
         state.complete = True
     finally:
         if checkpoint is not None and state.consistent and state.done > skipped:
@@ -209,7 +216,8 @@ def merged(parts: Sequence[tuple[str, State]], plan: Plan) -> State:
             raise NormfuseError(f"{other} was made of other data than {path}; {_ALL}")
         index = state.shard.index
         if index in by_index:
-            raise NormfuseError(f"{other} is the same shard as {by_index[index]}; give each once")
+            what = "is given twice" if other == by_index[index] else f"is the same shard as {by_index[index]}"
+            raise NormfuseError(f"{other} {what}; give each once")
         by_index[index] = other
         digests[index] = state.digest
     missing = [str(index + 1) for index in range(whole.shard.count) if index not in by_index]

@@ -13,6 +13,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normfuse.batches_torch import module_batches
-from normfuse.calibration_calls import NO_BATCHES, UNREACHED, look_at, require_eager, run, tracked
+from normfuse.calibration_calls import NO_BATCHES, ONCE, UNREACHED, fewer, look_at, require_eager, run, tracked
 from normfuse.calibration_passes import Say
-from normfuse.calibration_report import UNLIKE, Calibration, Layer, Moved, Movement, unread
+from normfuse.calibration_report import UNLIKE, Calibration, Layer, Movement, unread
 from normfuse.calibration_state import Digest, check_options
-from normfuse.calls import outputs_of
+from normfuse.calls import is_number, leaves_of, to_array
 from normfuse.errors import NormfuseError
 from normfuse.measuring import Flow, checked, least_elements, lone
+from normfuse.module_state import Buffers, draws, kept_random
 from normfuse.population import Estimator, Moments, Statistics, Sums
 from normfuse.report import Counts, Refusal
-from normfuse.stored import RULE, unscalable
+from normfuse.stored import RULE, lost_by_rounding, unscalable
 
 COMPARED = 3
 """Batches on which the outputs before and after are compared."""
@@ -56,60 +58,79 @@ def calibrated_module(
     except Exception as error:
         what = " ".join(str(error).split())[:200]
         raise NormfuseError(f"the module {type(module).__name__} cannot be copied: {what}; export it first") from error
+    with torch.no_grad(), kept_random(result):
+        return _calibrated(original, result, batches, parameters.ignored, estimator, flow, say), result
+
+
+def _calibrated(
+    original: nn.Module,
+    result: nn.Module,
+    batches: Iterable[Any],
+    ignored: Iterable[str],
+    estimator: Estimator,
+    flow: Flow,
+    say: Say,
+) -> Calibration:
+    """Calibrates a module in place, of which there is another copy to compare it with."""
     modes = [part.training for part in result.modules()]
     original.eval()
     result.eval()
-    with torch.no_grad():
-        named, refusals = tracked(result)
-        look = look_at(result, named, batches, say) if flow == "levels" else None
-        if look is None:
-            plan = [list(named)] if named else []
-        else:
-            refusals += look.refusals()
-            refused = {refusal.node for refusal in refusals}
-            plan = [[name] for name in look.order(set(named) - refused)]
-        _require_any(plan, refusals)
-        old = {name: _statistics(part) for name, part in named.items()}
-        new: dict[str, Statistics] = {}
-        report = Calibration(_counts(module), _counts(module), refusals=refusals)
-        report.estimator, report.flow, report.passes = estimator, flow, len(plan)
-        same = True
-        for number, names in enumerate(plan):
-            sums = {name: Sums(estimator, len(old[name].mean)) for name in names}
-            reached: Counter[str] = Counter()  # in the order of the first calls
-            digest = Digest()
-            report.batches = 0
-            layers = {name: named[name] for name in names}
-            for moments in _measured(result, layers, batches, estimator, flow, digest):
-                for name, one in moments:
-                    sums[name].add(one)
-                reached.update(dict(moments).keys())
-                report.batches += 1
-                say(f"pass {number + 1} of {len(plan)}, batch {report.batches}", report.batches, None)
-            if not report.batches:
-                raise NormfuseError(NO_BATCHES if look is None else "the batches can be read only once; give a list")
-            same &= look is None or look.digest == str(digest)
-            refusals += [Refusal(RULE, name, UNREACHED) for name in names if name not in reached]
-            for name, times in reached.items():
-                total = sums[name]
-                if total.count < 2:
-                    raise lone(name, total.count)
-                if times < report.batches:
-                    share = f"{times} of {report.batches} batches"
-                    report.notes.append(f"{name!r} is called on {share}: its statistics are those of these")
-                new[name] = total.statistics()
-                _write(name, named[name], new[name], total.batches)
-        _require_any([list(new)] if new else [], refusals)
-        if not same:
-            report.notes.append(UNLIKE)
-        report.compare(_moved(original, result, batches))
+    named, refusals = tracked(result)
+    others = Buffers(result, set(named.values()))
+    look = look_at(result, named, batches, say) if flow == "levels" else None
+    if look is None:
+        plan = [list(named)] if named else []
+    else:
+        refusals += look.refusals()
+        refused = {refusal.node for refusal in refusals}
+        plan = [[name] for name in look.order(set(named) - refused)]
+    _require_any(plan, refusals)
+    old = {name: _statistics(part) for name, part in named.items()}
+    new: dict[str, Statistics] = {}
+    report = Calibration(_counts(original), _counts(original), refusals=refusals)
+    report.estimator, report.flow, report.passes = estimator, flow, len(plan)
+    same = True
+    for number, names in enumerate(plan):
+        sums = {name: Sums(estimator, len(old[name].mean)) for name in names}
+        reached: Counter[str] = Counter()  # in the order of the first calls
+        digest = Digest()
+        report.batches = 0
+        layers = {name: named[name] for name in names}
+        others.restore()
+        for moments in _measured(result, layers, batches, estimator, flow, digest):
+            for name, one in moments:
+                sums[name].add(one)
+            reached.update(dict(moments).keys())
+            report.batches += 1
+            say(f"pass {number + 1} of {len(plan)}, batch {report.batches}", report.batches, None)
+        if not report.batches:
+            raise NormfuseError(NO_BATCHES if look is None else ONCE)
+        if look is not None and report.batches != look.batches:
+            raise fewer(look.batches, report.batches)
+        same &= look is None or look.digest == str(digest)
+        refusals += [Refusal(RULE, name, UNREACHED) for name in names if name not in reached]
+        for name, times in reached.items():
+            total = sums[name]
+            if total.count < 2:
+                raise lone(name, total.count)
+            if times < report.batches:
+                share = f"{times} of {report.batches} batches"
+                report.notes.append(f"{name!r} is called on {share}: its statistics are those of these")
+            new[name] = total.statistics()
+            _write(name, named[name], new[name], total.batches)
+    _require_any([list(new)] if new else [], refusals)
+    if not same:
+        report.notes.append(UNLIKE)
+    others.restore()
+    _compare(report, original, result, batches)
+    others.restore()
     for level, name in enumerate(new, 1):
         report.add(Layer(name, 1 if flow == "batch" else level, named[name].eps, old[name], new[name]))
     report.weigh()
-    report.notes += unread(parameters.ignored)
+    report.notes += unread(ignored)
     for inner, training in zip(result.modules(), modes, strict=True):
         inner.training = training
-    return report, result
+    return report
 
 
 def _require_any(plan: list[list[str]], refusals: list[Refusal]) -> None:
@@ -184,7 +205,7 @@ def _write(name: str, part: _BatchNorm, statistics: Statistics, batches: int) ->
     """Writes the statistics into a BatchNorm, rounded once.
 
     Raises:
-        NormfuseError: one overflows its dtype, or it is a variance of 0 where ε is 0.
+        NormfuseError: one overflows or underflows its dtype, or it is a variance of 0 where ε is 0.
     """
     for what, buffer, array in (
         ("mean", part.running_mean, statistics.mean),
@@ -195,20 +216,38 @@ def _write(name: str, part: _BatchNorm, statistics: Statistics, batches: int) ->
         if largest > torch.finfo(buffer.dtype).max:
             raise NormfuseError(f"BatchNorm {name!r}: a {what} of {largest:.1e} overflows {buffer.dtype}")
         buffer.copy_(torch.from_numpy(array).to(buffer.dtype))
+        rounded, round_off = buffer.double().cpu().numpy(), torch.finfo(buffer.dtype).eps / 2
+        if lost := lost_by_rounding(what, rounded, statistics, part.eps, round_off):
+            raise NormfuseError(
+                f"BatchNorm {name!r}: a {what} of {lost:.1e} underflows {buffer.dtype}; scale the data, or keep its "
+                "statistics in float32"
+            )
         if what == "variance" and not part.eps and not bool(buffer.all()):
             raise unscalable(name, int((buffer == 0).sum()))
     if part.num_batches_tracked is not None:
         part.num_batches_tracked.fill_(batches)
 
 
-def _moved(before: nn.Module, after: nn.Module, batches: Any) -> list[Moved]:
-    """How far the outputs move on the first batches."""
-    movement = Movement()
+def _compare(report: Calibration, before: nn.Module, after: nn.Module, batches: Iterable[Any]) -> None:
+    """Says how far the outputs move on the first batches, and what cannot be compared."""
+    movement, left, drawn, index = Movement(), dict[str, None](), False, -1
     for index, batch in zip(range(COMPARED), batches, strict=False):
-        old, new = (outputs_of(run(one, batch, index)) for one in (before, after))
-        for name, array in old.items():
-            movement.add(name, array, new[name])
-    return movement.moved()
+        with kept_random(before):  # so that both draw the same
+            result, draws_any = draws(before, partial(run, before, batch, index))
+        drawn |= draws_any
+        old, new = (leaves_of(one) for one in (result, run(after, batch, index)))
+        for name, leaf in old.items():
+            if name in new and is_number(leaf) and is_number(new[name]):
+                movement.add(name, to_array(leaf), to_array(new[name]))
+            else:
+                left[name] = None
+    report.compare(movement.moved())
+    if left:
+        report.notes.append(f"outputs that are no tensors are not compared: {', '.join(map(repr, left))}")
+    if index < 0:
+        report.notes.append("how far the outputs move is not known, as the batches can be read only once")
+    if drawn:
+        report.notes.append("the module draws random numbers: another run may differ")
 
 
 def _counts(module: nn.Module) -> Counts:

@@ -154,18 +154,29 @@ def outputs_of(result: Any) -> dict[str, Array]:
     Raises:
         NormfuseError: something else is among them.
     """
-    from torch.utils import _pytree as tree
-
     found: dict[str, Array] = {}
-    for path, leaf in tree.tree_flatten_with_path(result)[0]:
-        if leaf is None:
-            continue
-        name = "_".join(str(_key(part)) for part in path)
-        name = name if name and not name[0].isdigit() else f"output_{name}".rstrip("_")
-        if not (is_array(leaf) or isinstance(leaf, bool | int | float)):
+    for name, leaf in leaves_of(result).items():
+        if not is_number(leaf):
             raise NormfuseError(f"output {name!r} of the torch module is a {type(leaf).__name__}, no tensor")
         found[name] = to_array(leaf)
     return found
+
+
+def leaves_of(result: Any) -> dict[str, Any]:
+    """What a module gives by name, in the order in which `torch.onnx` makes outputs of it; None is none."""
+    from torch.utils import _pytree as tree
+
+    found: dict[str, Any] = {}
+    for path, leaf in tree.tree_flatten_with_path(result)[0]:
+        if leaf is not None:
+            name = "_".join(str(_key(part)) for part in path)
+            found[name if name and not name[0].isdigit() else f"output_{name}".rstrip("_")] = leaf
+    return found
+
+
+def is_number(leaf: object) -> bool:
+    """Whether something is a tensor, an array or a number."""
+    return is_array(leaf) or isinstance(leaf, bool | int | float)
 
 
 def is_array(leaf: object) -> bool:

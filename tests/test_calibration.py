@@ -835,6 +835,38 @@ class TestBatches:
         with pytest.raises(NormfuseError, match=reason):
             calibrate(net(), [data()[0], batch])
 
+    def test_lists_of_different_lengths(self) -> None:
+        with pytest.raises(NormfuseError, match="batch 0: what is given for input 'x' is no array"):
+            calibrate(net(), [{"x": [[1.0, 2.0], [3.0]]}])
+
+    def test_tensors(self, expected: onnx.ModelProto) -> None:
+        torch = pytest.importorskip("torch")
+        tensors = [torch.from_numpy(batch["x"]).requires_grad_() for batch in data()]
+        assert calibrate(net(), tensors).model == expected
+        with pytest.raises(NormfuseError, match="'x' is float, the array bfloat16; convert it first"):
+            calibrate(net(), [one.bfloat16() for one in tensors])
+
+    def test_passes_of_fewer_batches(self) -> None:
+        class Draining:
+            left = 5
+
+            def __iter__(self) -> Iterator[dict[str, Array]]:
+                self.left -= 1
+                yield from data()[: self.left - 1]
+
+        with pytest.raises(NormfuseError, match="one pass had 3 batches, the next 2"):
+            calibrate(net(), Draining())
+
+    def test_what_can_be_read_only_once(self) -> None:
+        class Once:
+            left = iter(data())
+
+            def __iter__(self) -> Iterator[dict[str, Array]]:
+                yield from self.left
+
+        with pytest.raises(NormfuseError, match="the batches can be read only once; give a list"):
+            calibrate(net(), Once())
+
     def test_what_is_no_iterable(self) -> None:
         with pytest.raises(NormfuseError, match="a int holds no batches"):
             calibrate(net(), 3)

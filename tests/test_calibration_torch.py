@@ -14,6 +14,7 @@ from torch.optim.swa_utils import update_bn  # noqa: E402
 
 from models import MODELS  # noqa: E402
 from normfuse.calibration import calibrate  # noqa: E402
+from normfuse.calibration_calls import UNREACHED  # noqa: E402
 from normfuse.errors import NormfuseError  # noqa: E402
 
 SIZES = (4, 4, 3)
@@ -160,7 +161,7 @@ class TestCalls:
 
     def test_one_that_no_batch_comes_to(self) -> None:
         report = calibrate(Branching(), sized(8, 9), flow="batch").report
-        assert [(one.node, one.reason) for one in report.refusals] == [("other", "the batches do not come to it")]
+        assert [(one.node, one.reason) for one in report.refusals] == [("other", UNREACHED)]
 
     def test_a_module_that_writes_to_its_input(self) -> None:
         """Each pass is given what the first was given, and the caller's batches stay as they were."""
@@ -201,6 +202,10 @@ class TestCalls:
 
         with pytest.raises(NormfuseError, match="the batches can be read only once; give a list"):
             calibrate(Branching(), Once())
+        report = calibrate(nn.BatchNorm1d(3), Once(), flow="batch").report  # one pass
+        expected = calibrate(nn.BatchNorm1d(3), sized(8, 9), flow="batch").report
+        np.testing.assert_array_equal(report.layers[0].new.mean, expected.layers[0].new.mean)
+        assert "how far the outputs move is not known, as the batches can be read only once" in report.notes
 
 
 class TestForms:
@@ -342,3 +347,107 @@ def test_batches_of_arrays_and_of_keywords() -> None:
     assert torch.equal(found[0], found[2])
     shifted = [{"x": array, "shift": array[::-1].copy()} for array in arrays]
     assert not torch.equal(found[0], calibrate(Twice(), shifted, flow="batch").model.norm.running_var)
+
+    def test_float64_arrays_are_rounded_as_for_an_onnx_model(self) -> None:
+        net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        wide = [batch.double().numpy() for batch in sized(8, 9)]
+        found, expected = calibrate(net, wide).report, calibrate(net, sized(8, 9)).report
+        np.testing.assert_array_equal(found.layers[0].new.mean, expected.layers[0].new.mean)
+
+
+class TestWhatStays:
+    """What a forward pass does besides, and what it gives besides."""
+
+    class Counting(nn.Module):
+        """What it gives depends on how often it was called."""
+
+        seen: Tensor
+        last: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+            self.register_buffer("seen", torch.zeros(()))
+            self.register_buffer("last", torch.zeros(3), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += 1
+            self.last = x[0].clone()
+            y: Tensor = self.second(self.first(x + self.seen))
+            return y
+
+    def test_other_buffers(self) -> None:
+        """Each pass begins with those that the module came with, and so does what comes out."""
+        result = calibrate(self.Counting(), sized(8, 9))
+        own = result.model.state_dict()
+        assert own["seen"] == 0
+        assert "last" not in own
+        assert not result.model.last.any()
+        counted = [batch.double() + index for index, batch in enumerate(sized(8, 9), 1)]
+        expected = torch.stack([batch.mean(0) for batch in counted]).mean(0)
+        np.testing.assert_allclose(result.report.layers[0].new.mean, expected, rtol=1e-6)
+        deviation = torch.sqrt(own["first.running_var"].double() + 1e-5)
+        read = [(batch - own["first.running_mean"].double()) / deviation for batch in counted]
+        np.testing.assert_allclose(
+            result.report.layers[1].new.variance, torch.stack([batch.var(0) for batch in read]).mean(0), rtol=1e-5
+        )
+
+    def test_random_numbers(self) -> None:
+        class Noisy(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.norm = nn.BatchNorm1d(3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                y: Tensor = self.norm(x + torch.randn_like(x))
+                return y
+
+        before = torch.get_rng_state()
+        first, second = (calibrate(Noisy(), sized(8, 9)).report for _ in range(2))
+        assert torch.equal(before, torch.get_rng_state())
+        assert first.to_dict() == second.to_dict()
+        note = "the module draws random numbers: another run may differ"
+        assert note in first.notes
+        assert note not in calibrate(Branching(), sized(8, 9)).report.notes
+
+    def test_outputs_that_are_no_tensors(self) -> None:
+        class Telling(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.norm = nn.BatchNorm1d(3)
+
+            def forward(self, x: Tensor) -> dict[str, Any]:
+                return {"y": self.norm(x), "cache": object(), "none": None}
+
+        report = calibrate(Telling(), sized(8, 9)).report
+        assert [output.name for output in report.outputs] == ["y"]
+        assert report.outputs[0].relative > 0.1
+        assert "outputs that are no tensors are not compared: 'cache'" in report.notes
+
+    def test_an_instance_norm_is_named(self) -> None:
+        instance = nn.InstanceNorm1d(3, track_running_stats=True)
+        batches = [torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+        report = calibrate(nn.Sequential(instance, nn.BatchNorm1d(3)), batches).report
+        assert [one.node for one in report.refusals] == ["0"]
+        with pytest.raises(NormfuseError, match="'': it is an InstanceNorm, whose statistics are means over examples"):
+            calibrate(instance, batches)
+
+    def test_float16_statistics_that_underflow(self) -> None:
+        net = nn.BatchNorm1d(3, eps=1e-12).half()
+        with pytest.raises(NormfuseError, match=r"a variance of .* underflows torch\.float16"):
+            calibrate(net, [1e-5 * batch.half() for batch in sized(8)])
+
+    def test_no_weights(self) -> None:
+        with pytest.raises(NormfuseError, match="on the device meta"):
+            calibrate(nn.BatchNorm1d(3).to("meta"), sized(8))
+
+    def test_passes_of_fewer_batches(self) -> None:
+        class Draining:
+            left = 9
+
+            def __iter__(self) -> Iterator[Tensor]:
+                self.left -= 1
+                yield from sized(*[4] * self.left)
+
+        with pytest.raises(NormfuseError, match="one pass had 8 batches, the next 7"):
+            calibrate(Branching(), Draining())
