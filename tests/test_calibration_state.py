@@ -261,7 +261,8 @@ class TestShards:
         first, second = part(0, 2), part(1, 2)
         for parts, reason in (
             ([first], "of 2 shards 2 are missing"),
-            ([first, first], "is the same shard as"),
+            ([first, first], "is given twice"),
+            ([first, part(0, 2)], "is the same shard as"),
             ([first, part(1, 3)], "another number of shards"),
             ([first, part(1, 2, estimator="pooled")], "was made with the estimator pooled, not mean"),
         ):

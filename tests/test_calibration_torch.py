@@ -298,7 +298,7 @@ class TestRefusals:
             (nn.BatchNorm1d(3, eps=0.0), [torch.ones(2, 3)], "'': 3 channels are constant in the data and ε is 0"),
             (nn.BatchNorm1d(3), 5, "a int holds no batches"),
             (nn.BatchNorm1d(3), None, "a NoneType holds no batches"),
-            (nn.BatchNorm1d(3), "nowhere", "nowhere holds no batch; give .npz"),
+            (nn.BatchNorm1d(3), "nowhere", "there is no file or folder nowhere; check the path"),
             (
                 nn.BatchNorm1d(3).half(),
                 [1e3 * torch.randn(9, 3).half()],
@@ -348,11 +348,12 @@ def test_batches_of_arrays_and_of_keywords() -> None:
     shifted = [{"x": array, "shift": array[::-1].copy()} for array in arrays]
     assert not torch.equal(found[0], calibrate(Twice(), shifted, flow="batch").model.norm.running_var)
 
-    def test_float64_arrays_are_rounded_as_for_an_onnx_model(self) -> None:
-        net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-        wide = [batch.double().numpy() for batch in sized(8, 9)]
-        found, expected = calibrate(net, wide).report, calibrate(net, sized(8, 9)).report
-        np.testing.assert_array_equal(found.layers[0].new.mean, expected.layers[0].new.mean)
+
+def test_float64_arrays_are_rounded_as_for_an_onnx_model() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    wide = [batch.double().numpy() for batch in sized(8, 9)]
+    found, expected = calibrate(net, wide).report, calibrate(net, sized(8, 9)).report
+    np.testing.assert_array_equal(found.layers[0].new.mean, expected.layers[0].new.mean)
 
 
 class TestWhatStays:
