@@ -9,6 +9,7 @@ import json
 import math
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ class Files(Batches):
                     if file.is_local:
                         self._marks[-1] = _mark(stream, file.name)
                 signature.check(_named(headers, signature, file.name), file.name)
+        counts = Counter(os.path.realpath(file.name) if file.is_local else file.name for file in self._files)
+        self.twice = tuple(name for name, count in counts.items() if count > 1)
         if not remote:
             self.fingerprint = hashlib.sha256(" ".join(self._marks).encode()).hexdigest()
 
@@ -274,9 +277,10 @@ def _npy_header(stream: Any, length: int) -> Header:
             shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
         case _:
             raise ValueError(f"format {'.'.join(map(str, version))} is not one for plain arrays")
-    wanted, held = math.prod(shape) * dtype.itemsize, length - stream.tell()
-    if not dtype.hasobject and wanted > held:
-        raise ValueError(f"it holds {held:,} bytes of numbers, where its header tells of {wanted:,}")
+    if not dtype.hasobject:
+        wanted, held = math.prod(shape) * dtype.itemsize, length - stream.tell()
+        if wanted > held:
+            raise ValueError(f"it holds {held:,} bytes of numbers, where its header tells of {wanted:,}")
     return Header(dtype, shape)
 
 

@@ -298,11 +298,13 @@ class Batches:
         count: how many there are, where that is known.
         is_fixed: whether each reading gives the same, in another process too, as far as anybody can promise that.
         fingerprint: what tells them from others without reading them all; "" where nothing does.
+        twice: files that are given more than once.
     """
 
     count: int | None = None
     is_fixed = False
     fingerprint = ""
+    twice: tuple[str, ...] = ()
 
     def __init__(self, signature: Taker) -> None:
         self._signature = signature

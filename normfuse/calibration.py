@@ -20,7 +20,7 @@ import onnx_ir as ir
 from normfuse.arguments import check
 from normfuse.batches import Batch, Batches, batches_of, is_given
 from normfuse.calibration_passes import Say, advance, begun, check_first, resumed, run_pass, silent
-from normfuse.calibration_report import UNLIKE, Calibration, Layer, Moved, Movement, unread
+from normfuse.calibration_report import UNLIKE, Calibration, Layer, Moved, Movement, told_of
 from normfuse.calibration_state import Plan, State, planned, require_place
 from normfuse.errors import NormfuseError
 from normfuse.measuring import Flow, feeds
@@ -142,7 +142,7 @@ def calibrated_of(
         report.notes.append(UNLIKE)
     say("comparing the outputs", 0, None)
     report.compare(moved(model, result, islice(batches.read(), COMPARED), threads))
-    report.notes += [*unread(batches.ignored), *ungiven(model)]
+    report.notes += [*told_of(batches), *ungiven(model)]
     return report, result
 
 

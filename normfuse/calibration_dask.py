@@ -124,7 +124,12 @@ def _client(scheduler: str) -> Iterator[Any]:
     with ExitStack() as closing:
         if scheduler == LOCAL:
             workers = available_threads()
-            cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                dashboard_address=":0",  # a port that is free, as it listens even without a dashboard
+                scheduler_kwargs={"dashboard": False},
+            )
             scheduler = closing.enter_context(cluster).scheduler_address
         try:
             client = Client(scheduler, timeout=_PATIENCE)

@@ -209,7 +209,7 @@ def merged(parts: Sequence[tuple[str, State]], plan: Plan) -> State:
             raise NormfuseError(f"{other} is no part that is complete; run its shard to the end first")
         if state.number != whole.number or state.shard.count != whole.shard.count:
             raise NormfuseError(f"{other} is of another pass, or of another number of shards, than {path}")
-        if not _same_known(state, whole):
+        if not same_known(state, whole):
             raise NormfuseError(f"{other} was made after other statistics than {path}; run one of them again")
         pairs = ((state.data, whole.data), (state.total, whole.total))
         if any(one and two and one != two for one, two in pairs):
@@ -244,7 +244,8 @@ def merged(parts: Sequence[tuple[str, State]], plan: Plan) -> State:
 _ALL = "give each shard the batches of all, in the same order: it takes its share"
 
 
-def _same_known(one: State, other: State) -> bool:
+def same_known(one: State, other: State) -> bool:
+    """Whether two states hold the same statistics of the passes that are done."""
     return one.known.keys() == other.known.keys() and all(
         one.known[stored].mean.tobytes() == other.known[stored].mean.tobytes()
         and one.known[stored].variance.tobytes() == other.known[stored].variance.tobytes()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from normfuse.batches import Batches
 from normfuse.measuring import Flow
 from normfuse.population import Estimator, Statistics
 from normfuse.report import Change, Report
@@ -164,6 +165,12 @@ class Calibration(Report):
                 f"which the estimator mean leaves out of the variance ({worst.missing:.0%} of it in {worst.name!r}); "
                 "give larger and shuffled batches, or take pooled"
             )
+
+
+def told_of(batches: Batches) -> list[str]:
+    """What is said of batches, once they have been read."""
+    weighed = [f"given more than once, and counted as often: {', '.join(batches.twice)}"] if batches.twice else []
+    return [*unread(batches.ignored), *weighed]
 
 
 def unread(names: Iterable[str]) -> list[str]:

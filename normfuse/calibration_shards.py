@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from normfuse.batches import Batches, Shard
-from normfuse.calibration_passes import Say, begun, check_settings, merged, resumed, run_pass, silent
+from normfuse.calibration_passes import Say, begun, check_settings, merged, resumed, run_pass, same_known, silent
 from normfuse.calibration_state import State, digest_of, load_state, planned
 from normfuse.errors import NormfuseError
 from normfuse.measuring import Flow
@@ -62,6 +62,10 @@ def measure_shard(
             raise NormfuseError(f"{after} is of a calibration that is done; --merge its parts into a model")
         if state is not None and state.number != last.number:
             raise NormfuseError(f"{checkpoint} is of another pass than {after}; give another file")
+        if state is not None and not same_known(state, last):
+            raise NormfuseError(
+                f"{checkpoint} was made after other statistics than {after} holds; begin anew without it"
+            )
         state = state or last
     elif state is not None and state.number:
         raise NormfuseError(f"{checkpoint} is of a later pass; give --after, or another file")

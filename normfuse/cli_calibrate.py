@@ -154,7 +154,7 @@ def calibrate(
     from normfuse import console_calibrate
     from normfuse.batches import Shard, batches_of
     from normfuse.calibration import calibrated_of, concluded
-    from normfuse.calibration_report import unread
+    from normfuse.calibration_report import told_of
     from normfuse.calibration_state import planned, require_place
 
     how: Estimator = "pooled" if estimator == "pooled" else "mean"
@@ -184,7 +184,7 @@ def calibrate(
             state = measure_shard(
                 original, batches, share, how, flow, after=after, checkpoint=checkpoint, threads=threads, say=bar.say
             )
-            notes = unread(batches.ignored)
+            notes = told_of(batches)
         else:
             report, result = calibrated_of(original, batches, how, flow, threads, bar.say, checkpoint, scheduler)
         if result is None and written is not None:

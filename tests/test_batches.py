@@ -67,6 +67,10 @@ class TestFiles:
     def test_files_in_the_order_given(self, folder: Path) -> None:
         check([folder / "3.npy", folder / "1.npz"], [3, 1])
 
+    def test_files_that_are_given_twice_are_told(self, folder: Path) -> None:
+        assert batches_of([folder, folder / "../" / folder.name / "1.npz"], MODEL).twice == (str(folder / "1.npz"),)
+        assert not batches_of(folder, MODEL).twice
+
     def test_a_shard(self, folder: Path) -> None:
         check(folder, [1, 4], shard=Shard(1, 3))
         assert batches_of(folder, MODEL).share(Shard(1, 3)) == 2

@@ -23,9 +23,8 @@ distributed = pytest.importorskip("distributed")
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
     """Two workers in this process."""
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
-    ) as cluster:
+    settings = {"dashboard_address": ":0", "scheduler_kwargs": {"dashboard": False}}  # a port that is free
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=False, **settings) as cluster:
         yield cluster.scheduler_address
 
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from normfuse import calibration_passes, measuring
-from normfuse.batches import Shard, batches_of
+from normfuse.batches import WHOLE, Shard, batches_of
 from normfuse.calibration import calibrate, concluded
 from normfuse.calibration_shards import measure_shard, merge_parts
 from normfuse.errors import NormfuseError
@@ -290,6 +290,22 @@ class TestShards:
             part(0, 1, sizes=(4, 2), after=state)
         with pytest.raises(NormfuseError, match="there are no batches for shard 3/3"):
             part(2, 3, sizes=(2, 3))
+
+    def test_a_checkpoint_of_a_pass_behind_other_statistics(self, tmp_path: Path) -> None:
+        original = load(net())
+        states: list[str] = []
+        for factor in (1, 2):
+            batches = batches_of([{"x": batch["x"] * np.float32(factor)} for batch in data(SIZES)], original)
+            part, states = str(tmp_path / "part.npz"), [*states, str(tmp_path / f"state-{factor}.npz")]
+            measure_shard(original, batches, WHOLE).save(part)
+            merge_parts(original, [part]).save(states[-1])
+        path = str(tmp_path / "checkpoint.npz")
+        batches = batches_of(data(SIZES), original)
+        with pytest.raises(KeyboardInterrupt):
+            measure_shard(original, batches_of(Interrupted(3), original), WHOLE, after=states[0], checkpoint=path)
+        with pytest.raises(NormfuseError, match=r"checkpoint\.npz was made after other statistics than .*state-2\.npz"):
+            measure_shard(original, batches, WHOLE, after=states[1], checkpoint=path)
+        assert measure_shard(original, batches, WHOLE, after=states[0], checkpoint=path).complete
 
     def test_parts_of_other_data(self, tmp_path: Path) -> None:
         """Each machine has some files of its own, and takes a share of these."""

@@ -48,6 +48,14 @@ class TestWrites:
         assert "Warning: --one-pass measures each layer behind layers that normalize by the" in done.stderr
         assert onnx.load(tmp_path / "new.onnx") == calibrate(net(), data(), estimator="pooled", flow="batch").model
 
+    def test_what_is_left_out_or_doubled_is_told(self, model: Path, folder: Path, tmp_path: Path) -> None:
+        np.savez(folder / "0.npz", allow_pickle=False, **data()[0], labels=np.arange(2))
+        told = ("note: left out of the data, as no input of that name can be fed: 'labels'", "counted as often: ")
+        for output, shard in (("new.onnx", ()), ("part.npz", ("--shard", "1/1"))):
+            done = run(model, folder, folder / "2.npz", "-o", tmp_path / output, *shard)
+            assert done.exit_code == 0, done.output
+            assert all(one in done.stdout for one in told), done.stdout
+
     def test_a_dry_run_writes_nothing(self, model: Path, folder: Path, tmp_path: Path) -> None:
         before = set(tmp_path.iterdir())
         done = run(model, folder, "--dry-run", "--json")
