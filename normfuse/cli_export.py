@@ -31,9 +31,14 @@ def read_examples(ctx: click.Context, param: click.Parameter, values: tuple[str,
     from normfuse.factories import Example
 
     try:
-        return [Example.parse(value) for value in values]
+        examples = [Example.parse(value) for value in values]
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+    names = [example.name for example in examples]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise click.BadParameter(f"{name!r} is given twice")
+    return examples
 
 
 def read_limits(

@@ -115,6 +115,7 @@ def export(
         kind = type(module).__name__
         raise ExportError(f"a {kind} cannot be exported; give the torch.nn.Module it was made from")
     from normfuse.capture import DEFAULT_OPSET, OPSETS, captured_with_guards, check_opset, in_mode
+    from normfuse.guards import check_declared
     from normfuse.operator_types import misfit
     from normfuse.trials import judge_guards
 
@@ -127,6 +128,9 @@ def export(
     modes = reminder(module)
     if modes and not training:
         warnings.warn(modes, stacklevel=2)
+    shapes_given = nested_shapes(module, given.args, dynamic_shapes)
+    check_declared(module, given.args, given.kwargs, shapes_given)
+    _check_titles(input_names, output_names)
     with ExitStack() as held:
         held.enter_context(in_mode(module, training))
 
@@ -136,7 +140,7 @@ def export(
                 given.args,
                 given.kwargs,
                 opset=number,
-                dynamic_shapes=nested_shapes(module, given.args, dynamic_shapes),
+                dynamic_shapes=shapes_given,
                 input_names=input_names,
                 output_names=output_names,
                 translations=translations,
@@ -148,7 +152,7 @@ def export(
             say(f"{lacks}: exporting {type(module).__name__} in opset {wanted}")
             captured, guards = captured_in(wanted)
         _check_types(captured, wanted, module)
-        _check_inputs(captured, module)
+        _check_ports(captured, module, input_names, output_names)
         large = is_large(captured)
         if large and path is not None:
             check_output(path, captured)
@@ -340,7 +344,38 @@ def reminder(module: Any) -> str:
     )
 
 
-def _check_inputs(model: ir.Model, module: Any) -> None:
+def _check_titles(input_names: Sequence[str], output_names: Sequence[str]) -> None:
+    """The names that a user gives are names of one thing each: torch.onnx would number them.
+
+    Raises:
+        NormfuseError: one is none, or stands twice.
+    """
+    names = [*input_names, *output_names]
+    for place, name in enumerate(names):
+        if not name.strip():
+            raise NormfuseError(f"{name!r} is no name for an input or output")
+        if name in names[:place]:
+            raise NormfuseError(f"input_names and output_names hold {name!r} twice; give each its own")
+
+
+def _check_ports(model: ir.Model, module: Any, input_names: Sequence[str], output_names: Sequence[str]) -> None:
+    """A model has inputs and outputs, and not fewer than there are names for them.
+
+    Raises:
+        ExportError: it has none.
+        NormfuseError: it has fewer.
+    """
+    if not model.graph.outputs:
+        raise ExportError(f"{type(module).__name__} gives no tensor, so there is nothing to compute; return one")
+    for names, values, what in (
+        (input_names, model.graph.inputs, "inputs"),
+        (output_names, model.graph.outputs, "outputs"),
+    ):
+        if len(names) > len(values) > 0:
+            raise NormfuseError(
+                f"{what[:-1]}_names has {len(names)} names ({', '.join(names)}), but {type(module).__name__} has "
+                f"{len(values)} {what}"
+            )
     if not model.graph.inputs:
         raise ExportError(
             f"{type(module).__name__} has no tensor among its example inputs, so the model would be a constant; give "

@@ -17,6 +17,7 @@ import torch
 from torch.utils import _pytree as tree
 from torch.utils._sympy.printers import PythonPrinter
 
+from normfuse.errors import NormfuseError
 from normfuse.limits import Limit
 
 _ENDLESS = 2**48
@@ -106,6 +107,38 @@ def declared(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
     if isinstance(spec, tuple | list):
         spec = dict(zip(bound, spec, strict=False))
     return [_followed(spec, path) for path, _ in tree.tree_flatten_with_path(dict(bound))[0]]
+
+
+def check_declared(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], spec: Any) -> None:
+    """Checks what torch would leave out in silence: axes that an input has not, names of nothing, names of two sizes.
+
+    Raises:
+        NormfuseError: it would.
+    """
+    try:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        specs = declared(module, args, kwargs, spec)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return  # not nested like the arguments, which torch says better
+    sizes: dict[str, tuple[int, str]] = {}
+    for (path, leaf), dims in zip(tree.tree_flatten_with_path(dict(bound))[0], specs, strict=True):
+        if not isinstance(leaf, torch.Tensor) or not isinstance(dims, Mapping | tuple | list):
+            continue
+        where = tree.keystr(path).replace("['", "", 1).replace("']", "", 1)
+        rows = dims.items() if isinstance(dims, Mapping) else enumerate(dims)
+        for axis, dim in rows:
+            if type(axis) is int and not 0 <= axis < leaf.dim():
+                known = f"has the axes 0 to {leaf.dim() - 1}" if leaf.dim() else "is a scalar"
+                raise NormfuseError(f"dynamic_shapes names axis {axis} of {where}, which {known}")
+            if isinstance(dim, str) and not dim.strip():
+                raise NormfuseError(f"dynamic_shapes has no name for axis {axis} of {where}: {dim!r}")
+            name, size = _name_of(dim), leaf.shape[axis]
+            other = sizes.setdefault(name, (size, f"axis {axis} of {where}")) if name else (size, "")
+            if other[0] != size:
+                raise NormfuseError(
+                    f"the dimension {name!r} is {other[0]} as {other[1]} and {size} as axis {axis} of {where}; give "
+                    "the two sizes two names, or inputs that agree"
+                )
 
 
 def _followed(spec: Any, path: Iterable[Any]) -> Any:

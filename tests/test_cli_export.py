@@ -124,6 +124,11 @@ class TestExport:
         assert weight is not None
         assert weight.numpy() == pytest.approx(state["0.bias"].numpy() + 1)
 
+    def test_an_input_that_is_given_twice_is_refused(self) -> None:
+        result = export("nets:net", "-o", "out.onnx", "--input", "input:2,3,8,8", "--input", "input:1,3,8,8")
+        assert result.exit_code == 2
+        assert "'input' is given twice" in result.stderr
+
     def test_a_limit_is_the_way_out_of_a_branch_on_a_length(self) -> None:
         given = ["--input", "x:batch=2,length=10,3", "-o", "out.onnx"]
         refused = export("nets:long", *given)

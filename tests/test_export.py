@@ -593,6 +593,33 @@ class TestErrors:
         assert "\x1b" not in str(raised.value)
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"dynamic_shapes": ({-1: "w"}, None)}, "names axis -1 of a, which has the axes 0 to 1"),
+            ({"dynamic_shapes": ({2: "w"}, None)}, "names axis 2 of a, which has the axes 0 to 1"),
+            ({"dynamic_shapes": ({0: ""}, None)}, "no name for axis 0 of a: ''"),
+            ({"dynamic_shapes": ({0: "n"}, {1: "n"})}, "'n' is 2 as axis 0 of a and 8 as axis 1 of b; give the"),
+            ({"input_names": ["u", "v", "w"]}, r"input_names has 3 names \(u, v, w\), but Taking has 2 inputs"),
+            ({"output_names": ["p", "q"]}, r"output_names has 2 names \(p, q\), but Taking has 1 outputs"),
+            ({"input_names": ["u", "u"]}, "hold 'u' twice; give each its own"),
+            ({"input_names": ["u"], "output_names": ["u"]}, "hold 'u' twice; give each its own"),
+            ({"output_names": [" "]}, "' ' is no name for an input or output"),
+        ],
+        ids=str,
+    )
+    def test_what_torch_would_leave_out_in_silence_is_refused(self, arguments: dict[str, Any], message: str) -> None:
+        with pytest.raises(NormfuseError, match=message):
+            normfuse.export(Taking().eval(), (torch.randn(2, 8), torch.randn(2, 8)), verify=False, **arguments)
+
+    def test_without_outputs_there_is_nothing_to_export(self) -> None:
+        class Silent(nn.Module):
+            def forward(self, x: Tensor) -> None:
+                return None
+
+        with pytest.raises(ExportError, match="Silent gives no tensor, so there is nothing to compute; return one"):
+            normfuse.export(Silent().eval(), torch.ones(2), verify=False)
+
     def test_what_is_no_module_is_refused(self) -> None:
         with pytest.raises(ExportError, match=r"a function cannot be exported; give the torch\.nn\.Module"):
             normfuse.export(lambda x: x, torch.ones(1))  # type: ignore[arg-type]  # that is what is tested
