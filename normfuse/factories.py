@@ -232,7 +232,8 @@ def _named(factory: str) -> Any:
 def load_weights(module: Any, path: str) -> None:
     """Loads weights into a module, all of them and no others: from a safetensors file, or a pickled state_dict.
 
-    Of a pickle nothing but tensors is read (`weights_only`).
+    Of a pickle nothing but tensors is read (`weights_only`). Weights that are tied may stand in the file once, as
+    safetensors writes them.
 
     Raises:
         NormfuseError: the file cannot be read, or its weights are not those of the module.
@@ -245,6 +246,9 @@ def load_weights(module: Any, path: str) -> None:
         raise NormfuseError(
             f"{path} does not fit {type(module).__name__}: {lines[1] if len(lines) > 1 else lines[0]}"
         ) from error
+    held = module.state_dict(keep_vars=True)
+    loaded = {id(tensor) for name, tensor in held.items() if name in state}
+    missing = [name for name in missing if id(held.get(name)) not in loaded]
     for names, what in ((missing, "has no weight"), (unexpected, "has a weight that the module has not:")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""

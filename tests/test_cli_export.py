@@ -244,6 +244,24 @@ class TestWeights:
         assert bool((module.weight == 2).all())
 
 
+    def test_tied_weights_that_safetensors_holds_once(self) -> None:
+        safetensors = pytest.importorskip("safetensors.torch")
+        parts = [torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5, bias=False)]
+        parts[1].weight = parts[0].weight
+        module = torch.nn.Sequential(*parts)
+        with torch.no_grad():
+            module[0].weight.fill_(2.0)
+        safetensors.save_model(module, "tied.safetensors")
+        assert len(safetensors.load_file("tied.safetensors")) == 1
+        with torch.no_grad():
+            module[0].weight.fill_(0.0)
+        load_weights(module, "tied.safetensors")
+        assert bool((module[1].weight == 2).all())
+        untied = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5, bias=False))
+        with pytest.raises(NormfuseError, match="has no weight '[01].weight'; it is of another Sequential"):
+            load_weights(untied, "tied.safetensors")
+
+
 def test_help_imports_nothing_of_torch() -> None:
     code = """
 import sys
