@@ -214,7 +214,7 @@ class Ran:
     def _once(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         device = next((t.device for t in (*self._module.parameters(), *self._module.buffers())), "cpu")
         try:
-            with inference(), same_buffers(self._module) if self._restores else nullcontext():
+            with interpreted(), same_buffers(self._module) if self._restores else nullcontext():
                 args, kwargs = self._call.arguments({n: to_tensor(inputs[n]).to(device) for n in self._call.names})
                 leaves = outputs_of(self._module(*args, **kwargs))
         except NormfuseError:
@@ -276,6 +276,15 @@ def inference() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def interpreted() -> Iterator[None]:
+    """`inference`, and nothing is compiled: torch.cond would be, and cannot be where float64 is watched over."""
+    import torch
+
+    with inference(), torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager

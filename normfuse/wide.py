@@ -13,7 +13,7 @@ from typing import Any
 
 from normfuse.calls import Array, Call, outputs_of, to_tensor
 from normfuse.errors import NormfuseError
-from normfuse.modules import in_one_line, inference, same_buffers, titled
+from normfuse.modules import in_one_line, interpreted, same_buffers, titled
 from normfuse.oracle import OracleError
 
 
@@ -42,7 +42,7 @@ class Wide:
         """
         tensors = {name: _widened(to_tensor(inputs[name])) for name in self._call.names}
         try:
-            with inference(), same_buffers(self._module), _widening(deadline, self._widens):
+            with interpreted(), same_buffers(self._module), _widening(deadline, self._widens):
                 args, kwargs = self._call.arguments(tensors)
                 leaves = outputs_of(self._module(*args, **kwargs))
         except (NormfuseError, OracleError):
@@ -68,7 +68,15 @@ def _widening(deadline: float | None, widens: bool) -> Any:
         return _widened(retyped(leaf))
 
     class Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
+        supports_higher_order_operators = True
+
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.higher_order.cond:
+                predicate, then, otherwise, operands = args
+                with self:
+                    return then(*operands) if predicate else otherwise(*operands)
+            if isinstance(func, torch._ops.HigherOrderOperator):
+                raise OracleError(f"{func} has no form in float64 here")
             if deadline is not None and time.perf_counter() > deadline:
                 raise OracleError(f"out of time at {func}")
             if not widens:

@@ -243,7 +243,6 @@ class TestWeights:
         load_weights(module, "w.safetensors")
         assert bool((module.weight == 2).all())
 
-
     def test_tied_weights_that_safetensors_holds_once(self) -> None:
         safetensors = pytest.importorskip("safetensors.torch")
         parts = [torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5, bias=False)]
@@ -258,7 +257,7 @@ class TestWeights:
         load_weights(module, "tied.safetensors")
         assert bool((module[1].weight == 2).all())
         untied = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5, bias=False))
-        with pytest.raises(NormfuseError, match="has no weight '[01].weight'; it is of another Sequential"):
+        with pytest.raises(NormfuseError, match=r"has no weight '[01]\.weight'; it is of another Sequential"):
             load_weights(untied, "tied.safetensors")
 
 

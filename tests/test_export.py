@@ -692,3 +692,19 @@ class TestNarrow:
     def test_others_stay_in_the_opset_that_they_had(self) -> None:
         module, x = nn.LayerNorm(6).to(torch.bfloat16).eval(), torch.randn(2, 6).to(torch.bfloat16)
         assert normfuse.export(module, x, verify=False).model.opset_imports[""] == 20
+
+
+def test_branches_are_proved() -> None:
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(4)
+
+        def forward(self, x: Tensor) -> Any:
+            return torch.cond(x.sum() > 0, lambda x: self.norm(x), lambda x: self.norm(-x) * 2, (x,))
+
+    result = normfuse.export(Either().eval(), torch.randn(3, 4), verify_budget=1)
+    assert "If" in result.report.after.operators
+    parity = result.report.parity
+    assert parity is not None
+    assert (parity.passed, parity.judged_by) == (True, "oracle")

@@ -256,3 +256,23 @@ def test_float64_is_float64_also_where_a_module_casts() -> None:
     wide = values.astype(np.float64)
     expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + np.float64(np.float32(1e-3)))
     assert np.abs(truth - expected).max() < 1e-12
+
+
+class Either(nn.Module):  # type: ignore[misc, name-defined]  # torch may be missing
+    """One of two branches, by the sum of its input; the first casts to float32."""
+
+    def forward(self, x: Any) -> Any:
+        return torch.cond(x.sum() > 0, lambda x: x.float() * 3, lambda x: x * 5, (x,))
+
+
+def test_the_branches_of_torch_cond_are_float64_too() -> None:
+    (module, _), _ = contestants(Either(), Either(), (x(2, 8),))
+    assert isinstance(module, Foreign)
+    for values, factor in ((np.abs(x(2, 8).numpy()), 3), (-np.abs(x(2, 8).numpy()), 5)):
+        for side in (module.truth(), module.runner("either"), module.truth()):
+            (y,) = side.run({"x": values}).values()
+            assert np.abs(y - values.astype(np.float64) * factor).max() < (1e-15 if y.dtype == np.float64 else 1e-6)
+    (truth,) = module.truth().run({"x": np.asarray([[0.1]], np.float32)}).values()
+    assert truth.dtype == np.float64
+    with pytest.raises(AssertionError, match="parity FAILED"):
+        assert_parity(Odd(lambda x, held: x * 3), Either(), inputs=(x(2, 8),))
