@@ -73,6 +73,16 @@ class Given:
         return cls(positional, keywords)
 
 
+def constants_of(module: Any, given: Given) -> str:
+    """The numbers, texts and truth values among arguments, which an export writes into its file; empty without any."""
+    from torch.utils import _pytree as tree
+
+    rows = tree.tree_flatten_with_path((given.args, dict(given.kwargs)))[0]
+    named = [f"{_name(module, path)} = {leaf!r}" for path, leaf in rows if isinstance(leaf, bool | int | float | str)]
+    more = f" and {len(named) - 8} more" if len(named) > 8 else ""
+    return ", ".join(named[:8]) + more
+
+
 def called_by_names(module: Any, names: Sequence[str]) -> Call:
     """Inputs go to the parameters of `forward` of the same names; where one has none, all go by their places.
 

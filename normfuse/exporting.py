@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from normfuse import functions
 from normfuse.arguments import check
-from normfuse.calls import Given
+from normfuse.calls import Given, constants_of
 from normfuse.errors import ExportError, NormfuseError, ParityError, TargetError
 from normfuse.leftovers import folder_beside
 from normfuse.model import check_output, load, save, serialize
@@ -157,7 +157,8 @@ def export(
         if large and path is not None:
             check_output(path, captured)
             captured = _mapped(captured, os.fspath(path), held)
-        notes = judge_guards(guards, module, given.args, given.kwargs, captured)
+        notes = [f"written into the file as constants: {fixed}"] if (fixed := constants_of(module, given)) else []
+        notes += judge_guards(guards, module, given.args, given.kwargs, captured)
         settings: Settings = {"threads": where.threads, "select": select, "ignore": ignore, "shapes": shapes}
         settings |= {"opset": wanted if wanted > OPSETS[-1] else None}
         reference, unproved = None, ""

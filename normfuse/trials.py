@@ -17,7 +17,7 @@ This module imports torch.
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import prod
 from typing import Any, Literal
@@ -30,14 +30,14 @@ from torch.utils import _pytree as tree
 from normfuse.assignments import Places, Space
 from normfuse.calls import outputs_of, to_array
 from normfuse.errors import ExportError, TargetError
-from normfuse.guards import Axis, Guards
+from normfuse.guards import Axis, Guards, Sizes
 from normfuse.limits import note_limits
 from normfuse.modules import copied
 
 LARGEST = 2**24
 """Numbers that the inputs of a trial may have."""
 
-TRIALS, JUDGED = 6, 2
+TRIALS, JUDGED = 6, 3
 """How many assignments of sizes are tried for a guard, and after how many at which the module runs that is enough."""
 
 MANY = 8
@@ -192,7 +192,7 @@ def judge_guards(
     for guard, assignments in found:
         assignments.sort(key=lambda values: sum(not one.holds(values) for one in guards.guards))
         outcomes: list[Outcome] = []
-        for values in assignments[:TRIALS]:
+        for values in _spread(assignments):
             places = space.sizes(values) or {}
             outcome = trials.outcome(places)
             outcomes.append(outcome)
@@ -214,6 +214,15 @@ def judge_guards(
             if outcome in outcomes:
                 notes.append(f"torch.export took for granted that {guard.text}: elsewhere {what}")
     return notes
+
+
+def _spread(assignments: Sequence[Sizes]) -> Iterator[Sizes]:
+    """Some of them, near ones and far ones: where two sizes are just equal, both branches of a comparison may agree."""
+    last = len(assignments) - 1
+    places = (0, last // 2, last, 1, last // 4, 3 * last // 4)
+    for place in dict.fromkeys(places[:TRIALS] if last >= 0 else ()):
+        if place <= last:
+            yield assignments[place]
 
 
 def name_in(model: ir.Model, value: ir.Value, axis: Axis) -> str:

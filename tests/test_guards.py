@@ -131,6 +131,14 @@ class TestRefused:
         with pytest.raises(ExportError, match=r"unless a < b, such as for a = 5, b = 5; .*leave a and b out"):
             export(law, x(2, 5, 8), x(2, 6, 8), shapes=({1: "a"}, {1: "b"}))
 
+    def test_sizes_that_are_just_equal_hide_no_branch(self) -> None:
+        def law(net: Of, x: Tensor, y: Tensor) -> Tensor:
+            z: Tensor = net.norm(x) * sorted([x.shape[0], y.shape[0]])[0]
+            return z
+
+        with pytest.raises(ExportError, match="unless b < a"):
+            export(law, x(4, 8), x(3, 8), shapes=({0: "a"}, {0: "b"}))
+
 
 class TestAccepted:
     @pytest.mark.parametrize(
@@ -190,6 +198,7 @@ class TestAccepted:
         shapes = {"x": {0: "batch"}, "y": {0: "batch"}, "k": None}
         module = Of(lambda net, x, y: net.norm(x) - y).eval()
         result = normfuse.export(module, (x(2, 5, 8), x(2, 5, 8), 3), dynamic_shapes=shapes, verify=False)
+        assert result.report.notes == ["written into the file as constants: k = 3"]
         assert [value.shape for value in result.model.graph.inputs] == [["batch", 5, 8], ["batch", 5, 8]]
         assert [value.shape for value in result.model.graph.outputs] == [["batch", 5, 8]]
 
