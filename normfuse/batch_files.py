@@ -100,7 +100,7 @@ class Files(Batches):
                         f"{file.name} is not what it was when the calibration began: it has been changed, or this "
                         "machine has another file there; begin anew"
                     )
-                arrays = _arrays(stream, file.name)
+                arrays = _arrays(stream, file.name, self._signature.takes)
             yield self._signature.fed(_named(arrays, self._signature, file.name), file.name)
 
     def title(self, index: int) -> str:
@@ -170,7 +170,8 @@ def _found(path: str) -> list[File]:
 
 
 def _local(path: str) -> File:
-    return File(path, lambda: open(path, "rb"))
+    place = os.path.abspath(path)  # the workers of a cluster run in folders of their own
+    return File(path, lambda: open(place, "rb"))
 
 
 def _found_elsewhere(url: str) -> list[File]:
@@ -284,11 +285,11 @@ def _npy_header(stream: Any, length: int) -> Header:
     return Header(dtype, shape)
 
 
-def _arrays(stream: BinaryIO, name: str) -> dict[str, Array] | Array:
-    """The arrays in a file."""
+def _arrays(stream: BinaryIO, name: str, takes: Callable[[str], bool]) -> dict[str, Array] | Array:
+    """The arrays in a file; of an archive with empty ones for those that are not taken, which may be of any kind."""
     if not name.endswith(".safetensors"):
         found = np.load(stream, allow_pickle=False)
-        return found if isinstance(found, np.ndarray) else dict(found)
+        return found if isinstance(found, np.ndarray) else {key: found[key] if takes(key) else _EMPTY for key in found}
     try:
         from safetensors.numpy import load
     except ImportError:
@@ -298,3 +299,6 @@ def _arrays(stream: BinaryIO, name: str) -> dict[str, Array] | Array:
     except Exception as error:  # of a type of its own
         raise ValueError(str(error)) from error
     return arrays
+
+
+_EMPTY: Array = np.empty(0)

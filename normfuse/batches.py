@@ -103,6 +103,10 @@ class Signature:
         """The inputs that may be fed."""
         return [*self.inputs, *self.optional]
 
+    def takes(self, name: str) -> bool:
+        """Whether an input has a name."""
+        return any(value.name == name for value in self.all)
+
     def named(self, batch: Any, what: str) -> Mapping[str, Any]:
         """A batch as a mapping.
 
@@ -126,8 +130,7 @@ class Signature:
                 statistic that is estimated.
         """
         sizes: dict[str, tuple[int, str]] = {}
-        known = {value.name for value in self.all}
-        self.ignored |= dict.fromkeys(name for name in headers if name not in known)
+        self.ignored |= dict.fromkeys(name for name in headers if not self.takes(name))
         for name in self.names:
             if name not in headers:
                 raise NormfuseError(f"{what} has no array for input {name!r}, only {', '.join(headers) or 'none'}")
@@ -173,9 +176,15 @@ class Signature:
         Raises:
             NormfuseError: the model does not take it.
         """
-        arrays = {str(name): _array(array, str(name), what) for name, array in self.named(batch, what).items()}
-        self.check({name: Header(array.dtype, array.shape) for name, array in arrays.items()}, what)
+        given = {str(name): array for name, array in self.named(batch, what).items()}
+        # what nothing takes may be no array at all
+        arrays = {name: _array(array, name, what) for name, array in given.items() if self.takes(name)}
+        headers = {name: Header(array.dtype, array.shape) for name, array in arrays.items()}
+        self.check({name: headers.get(name, _NONE) for name in given}, what)
         return {one.name: _converted(arrays[one.name], one, what) for one in self.all if one.name in arrays}
+
+
+_NONE = Header(np.dtype(object), ())
 
 
 def _array(given: Any, name: str, what: str) -> Array:
@@ -283,6 +292,9 @@ class Taker(Protocol):
 
     names: list[str]
     ignored: dict[str, None]
+
+    def takes(self, name: str) -> bool:
+        """Whether an array of a name is of use."""
 
     def check(self, headers: Mapping[str, Header], what: str) -> None:
         """Checks what is known of arrays before they are read."""

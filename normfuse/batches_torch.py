@@ -62,6 +62,7 @@ class Parameters:
     Attributes:
         names: of what it must be given.
         ignored: names of arrays that it does not take, as far as batches have been seen.
+        twice: files that are given more than once.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -71,6 +72,7 @@ class Parameters:
         self._known = {name for name, one in parameters.items() if one.kind in _KEYWORDS}
         self.names = [name for name in parameters if name in self._known and parameters[name].default is _NONE]
         self.ignored: dict[str, None] = {}
+        self.twice: tuple[str, ...] = ()
 
     def check(self, headers: Mapping[str, Header], what: str) -> None:
         """Checks that a module can be given arrays, as far as their names tell.
@@ -82,7 +84,7 @@ class Parameters:
             if name not in headers:
                 given = ", ".join(headers) or "none"
                 raise NormfuseError(f"{what} has no array for the parameter {name!r} of {self._title}, only {given}")
-        self.ignored |= dict.fromkeys(name for name in headers if not self._takes(name))
+        self.ignored |= dict.fromkeys(name for name in headers if not self.takes(name))
 
     def fed(self, batch: Any, what: str) -> Batch:
         """The arrays of a file that the module takes.
@@ -92,9 +94,10 @@ class Parameters:
         """
         arrays = {str(name): np.asarray(array) for name, array in batch.items()}
         self.check({name: Header(array.dtype, array.shape) for name, array in arrays.items()}, what)
-        return {name: array for name, array in arrays.items() if self._takes(name)}
+        return {name: array for name, array in arrays.items() if self.takes(name)}
 
-    def _takes(self, name: str) -> bool:
+    def takes(self, name: str) -> bool:
+        """Whether a parameter has a name."""
         return self._takes_all or name in self._known
 
 
@@ -106,6 +109,7 @@ class _InFiles:
         from normfuse.batch_files import Files
 
         self._files = Files(paths, parameters)
+        parameters.twice = self._files.twice
 
     def __iter__(self) -> Iterator[Batch]:
         return self._files.read()

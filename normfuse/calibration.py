@@ -142,7 +142,7 @@ def calibrated_of(
         report.notes.append(UNLIKE)
     say("comparing the outputs", 0, None)
     report.compare(moved(model, result, islice(batches.read(), COMPARED), threads))
-    report.notes += [*told_of(batches), *ungiven(model)]
+    report.notes += [*told_of(batches.ignored, batches.twice), *ungiven(model)]
     return report, result
 
 

@@ -3,6 +3,7 @@
 The workers read the batches themselves: files must lie where all of them can read. Only sums come back.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -72,7 +73,12 @@ def measured_on(
         check_first(state, batches)
     say("connecting to the cluster", 0, None)
     with _client(scheduler) as client:
-        count = max(1, min(batches.count, _TASKS * len(client.scheduler_info()["workers"])))
+        workers = len(client.nthreads())
+        if not workers:
+            raise NormfuseError(
+                f"the scheduler at {scheduler} has no workers; start some with `dask worker {scheduler}`"
+            )
+        count = min(batches.count, _TASKS * workers)
         shared = client.scatter((serialize(model), batches), broadcast=True, hash=False)
         own = 1 if threads is None and scheduler == LOCAL else threads
         while state.number < len(plan):
@@ -129,6 +135,7 @@ def _client(scheduler: str) -> Iterator[Any]:
                 threads_per_worker=1,
                 dashboard_address=":0",  # a port that is free, as it listens even without a dashboard
                 scheduler_kwargs={"dashboard": False},
+                silence_logs=logging.CRITICAL,  # what a worker fails with is raised here
             )
             scheduler = closing.enter_context(cluster).scheduler_address
         try:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from normfuse.batches import Batches
 from normfuse.measuring import Flow
 from normfuse.population import Estimator, Statistics
 from normfuse.report import Change, Report
@@ -167,16 +166,16 @@ class Calibration(Report):
             )
 
 
-def told_of(batches: Batches) -> list[str]:
-    """What is said of batches, once they have been read."""
-    weighed = [f"given more than once, and counted as often: {', '.join(batches.twice)}"] if batches.twice else []
-    return [*unread(batches.ignored), *weighed]
+def told_of(ignored: Iterable[str], twice: Iterable[str]) -> list[str]:
+    """What is said of batches, once they have been read.
 
-
-def unread(names: Iterable[str]) -> list[str]:
-    """What is said of arrays in the data that nothing takes."""
-    told = ", ".join(map(repr, names))
-    return [f"left out of the data, as no input of that name can be fed: {told}"] if told else []
+    Args:
+        ignored: arrays in them that nothing takes.
+        twice: files that were given more than once.
+    """
+    names, files = ", ".join(map(repr, ignored)), ", ".join(twice)
+    told = [f"left out of the data, as no input of that name can be fed: {names}"] if names else []
+    return [*told, f"given more than once, and counted as often: {files}"] if files else told
 
 
 class Movement:

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normfuse.batches_torch import module_batches
+from normfuse.batches_torch import Parameters, module_batches
 from normfuse.calibration_calls import NO_BATCHES, ONCE, UNREACHED, fewer, look_at, require_eager, run, tracked
 from normfuse.calibration_passes import Say
-from normfuse.calibration_report import UNLIKE, Calibration, Layer, Movement, unread
+from normfuse.calibration_report import UNLIKE, Calibration, Layer, Movement, told_of
 from normfuse.calibration_state import Digest, check_options
 from normfuse.calls import is_number, leaves_of, to_array
 from normfuse.errors import NormfuseError
@@ -59,14 +59,14 @@ def calibrated_module(
         what = " ".join(str(error).split())[:200]
         raise NormfuseError(f"the module {type(module).__name__} cannot be copied: {what}; export it first") from error
     with torch.no_grad(), kept_random(result):
-        return _calibrated(original, result, batches, parameters.ignored, estimator, flow, say), result
+        return _calibrated(original, result, batches, parameters, estimator, flow, say), result
 
 
 def _calibrated(
     original: nn.Module,
     result: nn.Module,
     batches: Iterable[Any],
-    ignored: Iterable[str],
+    parameters: Parameters,
     estimator: Estimator,
     flow: Flow,
     say: Say,
@@ -122,12 +122,20 @@ def _calibrated(
     if not same:
         report.notes.append(UNLIKE)
     others.restore()
+    if look is not None and len(look.orders) > 1:  # it depends on the data: on the statistics, too?
+        again = look_at(result, named, batches, say)
+        if again.digest == look.digest and (again.calls, again.orders) != (look.calls, look.orders):
+            raise NormfuseError(
+                "with the new statistics the batches come to other BatchNorms, or in another order, than with the old; "
+                "take the flow `batch`"
+            )
+        others.restore()
     _compare(report, original, result, batches)
     others.restore()
     for level, name in enumerate(new, 1):
         report.add(Layer(name, 1 if flow == "batch" else level, named[name].eps, old[name], new[name]))
     report.weigh()
-    report.notes += unread(ignored)
+    report.notes += told_of(parameters.ignored, parameters.twice)
     for inner, training in zip(result.modules(), modes, strict=True):
         inner.training = training
     return report

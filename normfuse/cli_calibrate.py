@@ -184,7 +184,7 @@ def calibrate(
             state = measure_shard(
                 original, batches, share, how, flow, after=after, checkpoint=checkpoint, threads=threads, say=bar.say
             )
-            notes = told_of(batches)
+            notes = told_of(batches.ignored, batches.twice)
         else:
             report, result = calibrated_of(original, batches, how, flow, threads, bar.say, checkpoint, scheduler)
         if result is None and written is not None:

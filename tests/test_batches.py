@@ -173,6 +173,19 @@ class TestFiles:
         with pytest.raises(NormfuseError, match="the array object; convert it first"):
             batches_of(tmp_path, MODEL)
 
+    def test_arrays_that_nothing_takes_may_be_of_any_kind(self, tmp_path: Path) -> None:
+        labels = np.array([{}], dtype=object)
+        np.savez(tmp_path / "0.npz", x=array(0), labels=labels)
+        check(tmp_path, [0])
+        check([{"x": array(0), "labels": [[1], [2, 3]]}], [0])
+
+    def test_relative_paths_are_those_of_the_caller(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Workers of a cluster run elsewhere."""
+        monkeypatch.chdir(folder)
+        batches = batches_of("1.npz", MODEL)
+        monkeypatch.chdir("/")
+        np.testing.assert_array_equal(next(batches.read())["x"], array(1))
+
     def test_what_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(NormfuseError, match="there is no file"):
             batches_of(tmp_path / "a.npz", MODEL)

@@ -159,6 +159,21 @@ class TestCalls:
             torch.testing.assert_close(own.running_var, part.running_var, rtol=2e-6, atol=0)
             assert own.num_batches_tracked == part.num_batches_tracked
 
+    def test_what_is_called_depends_on_the_statistics(self) -> None:
+        """With the new ones a batch comes to `norm` twice."""
+
+        class Deciding(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.norm, self.other = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                y: Tensor = self.norm(x)
+                return self.norm(y) if len(x) == 9 and y.mean().abs() < 1 else self.other(y) if len(x) == 8 else y
+
+        with pytest.raises(NormfuseError, match="with the new statistics the batches come to other BatchNorms"):
+            calibrate(Deciding(), [batch + 3 for batch in sized(8, 9)])
+
     def test_one_that_no_batch_comes_to(self) -> None:
         report = calibrate(Branching(), sized(8, 9), flow="batch").report
         assert [(one.node, one.reason) for one in report.refusals] == [("other", UNREACHED)]
