@@ -88,7 +88,7 @@ class TorchModule(Foreign):
         self.example = call.example
         if modes:
             parts = f"{modes[0]!r}" + (f" and {len(modes) - 1} more" if len(modes) > 1 else "")
-            how = "by the statistics of the batch" if training else "as it computes in eval mode"
+            how = f"as it computes in {'that' if training else 'eval'} mode"
             self.notes = (f"the torch module is in training mode ({parts}): judged {how}",)
 
     def runner(self, name: str) -> "Ran":

@@ -141,9 +141,10 @@ def batch_statistics(x: Any, weight: Any, bias: Any, training: bool, momentum: f
     shape = (_size(x, 1),)
     scale, shift = _parameter(weight, 1.0, shape, x), _parameter(bias, 0.0, shape, x)
     if _rounds(eps, x):
-        mean, square = _moments(x)
-        axes = op.Constant(value_ints=_all_but_channels(x))
-        return (batch_norm(x, weight, bias, mean, op.ReduceMean(square, axes, keepdims=0), momentum, eps)[0],)
+        _, centred = _moments(x)
+        variance = op.ReduceMean(op.Mul(centred, centred), op.Constant(value_ints=_all_but_channels(x)))
+        normalized = op.Div(centred, op.Sqrt(op.Add(variance, _constant(eps, x.dtype))))
+        return (op.Add(op.Mul(normalized, _column(scale, x)), _column(shift, x)),)
     call, epsilon = _call("BatchStatistics", x, eps)
     return (call(x, scale, shift, axes=_all_but_channels(x), epsilon=epsilon),)
 
@@ -164,7 +165,8 @@ def batch_norm_in_training(
         return (*y, op.Identity(running_mean), inverse, op.Identity(running_mean), op.Identity(running_var))
     axes = op.Constant(value_ints=_all_but_channels(x))
     wide = x if x.dtype == running_mean.dtype else op.Cast(x, to=int(running_mean.dtype))
-    mean, square = _moments(wide)
+    mean, centred = _moments(wide)
+    square = op.Mul(centred, centred)
     variance = op.ReduceMean(square, axes, keepdims=0)
     count = op.Div(op.Size(x), op.Shape(x, start=1, end=2))
     unbiased = op.Div(op.ReduceSum(square, axes, keepdims=0), op.CastLike(op.Sub(count, 1), wide))
@@ -219,10 +221,16 @@ def _constant(value: Any, dtype: ir.DataType) -> Any:
 
 
 def _moments(x: Any) -> tuple[Any, Any]:
-    """μ of each channel, and the squares of x − μ."""
+    """μ of each channel, and x − μ."""
     axes = op.Constant(value_ints=_all_but_channels(x))
     centred = op.Sub(x, op.ReduceMean(x, axes))
-    return op.ReduceMean(x, axes, keepdims=0), op.Mul(centred, centred)
+    return op.ReduceMean(x, axes, keepdims=0), centred
+
+
+def _column(value: Any, x: Any) -> Any:
+    """γ or β along the channels of x."""
+    axes = list(range(1, len(x.shape) - 1))
+    return op.Unsqueeze(value, op.Constant(value_ints=axes)) if axes else value
 
 
 def _all_but_channels(x: Any) -> list[int]:

@@ -438,7 +438,7 @@ class TestMode:
         assert parity is not None
         assert parity.passed
         assert parity.notes[0] == (
-            "the torch module is in training mode ('Sequential' and 2 more): judged by the statistics of the batch"
+            "the torch module is in training mode ('Sequential' and 2 more): judged as it computes in that mode"
         )
         assert parts is not None
         assert parts.passed
