@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from normfuse.batches import WHOLE, Batch, Batches, Header, Shard, Taker
+from normfuse.batch_inputs import Batch, Header, Taker
+from normfuse.batches import WHOLE, Batches, Shard
 from normfuse.errors import NormfuseError
 from normfuse.runtime import Array
 

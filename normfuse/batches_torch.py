@@ -25,7 +25,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as tree
 
-from normfuse.batches import Batch, Header, are_paths, holds_none
+from normfuse.batch_inputs import Batch, Header
+from normfuse.batches import are_paths, holds_none
 from normfuse.calls import is_array, parameters_of
 from normfuse.errors import NormfuseError
 

@@ -18,7 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.arguments import check
-from normfuse.batches import Batch, Batches, batches_of, is_given
+from normfuse.batch_inputs import Batch, is_given
+from normfuse.batches import Batches, batches_of
 from normfuse.calibration_passes import Say, advance, begun, check_first, resumed, run_pass, silent
 from normfuse.calibration_report import UNLIKE, Calibration, Layer, Moved, Movement, told_of
 from normfuse.calibration_state import Plan, State, planned, require_place
@@ -73,7 +74,7 @@ def calibrate(
         threads: intra-op threads; all processors where None.
         checkpoint: a file to go on from, and to write how far it has come to; removed when all is done.
         scheduler: the address of a dask.distributed scheduler whose workers do the passes, or `local` for a cluster on
-            this machine; None for this process alone.
+            this machine; None for this process alone. It takes files, which the workers read, or a list.
         progress: called with what is being done, how much of it is done, and how much there is.
 
     Returns:

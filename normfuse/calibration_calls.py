@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils import _pytree as tree
 
+from normfuse.batch_digest import Digest
 from normfuse.calibration_passes import Say
-from normfuse.calibration_state import Digest
 from normfuse.calls import is_array, to_array, to_tensor
 from normfuse.errors import NormfuseError
 from normfuse.report import Refusal

@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from normfuse.batches import WHOLE, Batch, Batches, Shard
-from normfuse.calibration_state import Digest, Plan, State, digest_of, joined, load_state
+from normfuse.batch_digest import Digest, joined
+from normfuse.batch_inputs import Batch
+from normfuse.batches import WHOLE, Batches, Shard
+from normfuse.calibration_state import Plan, State, digest_of, load_state
 from normfuse.errors import NormfuseError
 from normfuse.measuring import Flow, Measurer, least_elements, lone
 from normfuse.population import Estimator, Moments

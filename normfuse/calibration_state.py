@@ -13,14 +13,15 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from normfuse.batches import WHOLE, Batch, Shard
+from normfuse.batch_digest import Digest
+from normfuse.batches import WHOLE, Shard
 from normfuse.errors import ModelError, NormfuseError
 from normfuse.measuring import FLOWS, Flow
 from normfuse.population import ESTIMATORS, Estimator, Moments, Statistics, Sums
@@ -72,44 +73,6 @@ def planned(model: ir.Model, estimator: str, flow: str) -> tuple[Plan, list[Refu
         return [found], refusals
     levels = sorted({stored.level for stored in found})
     return [[stored for stored in found if stored.level == level] for level in levels], refusals
-
-
-class Digest:
-    """The SHA-256 of batches: of their sequence, and of which batch stands at which place, whoever has read it.
-
-    The second is Σ SHA-256(batch, place) mod 2²⁵⁶: what the shards of a pass have read adds up to what the whole has.
-    """
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self._sum = 0
-
-    def add(self, batch: Batch, place: int) -> None:
-        """Adds a batch: names, dtypes, shapes and numbers; and its place among those of all shards."""
-        one = hashlib.sha256()
-        for name in sorted(batch):
-            array = batch[name]
-            one.update(repr((name, array.dtype.str, array.shape)).encode())
-            if array.dtype.kind == "O":  # strings
-                one.update(repr(array.tolist()).encode())
-            else:
-                one.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        self._hash.update(one.digest())
-        one.update(place.to_bytes(8, "little"))
-        self._sum += int.from_bytes(one.digest(), "little")
-
-    def __str__(self) -> str:
-        return self._hash.hexdigest()
-
-    @property
-    def content(self) -> str:
-        """Which batch stands at which place."""
-        return f"{self._sum % 2**256:064x}"
-
-
-def joined(contents: Iterable[str]) -> str:
-    """`Digest.content` of the batches of several shards together."""
-    return f"{sum(int(one, 16) for one in contents) % 2**256:064x}"
 
 
 @dataclass(slots=True)

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normfuse.batch_digest import Digest
 from normfuse.batches_torch import Parameters, module_batches
 from normfuse.calibration_calls import NO_BATCHES, ONCE, UNREACHED, fewer, look_at, require_eager, run, tracked
 from normfuse.calibration_passes import Say
 from normfuse.calibration_report import UNLIKE, Calibration, Layer, Movement, told_of
-from normfuse.calibration_state import Digest, check_options
+from normfuse.calibration_state import check_options
 from normfuse.calls import is_number, leaves_of, to_array
 from normfuse.errors import NormfuseError
 from normfuse.measuring import Flow, checked, least_elements, lone
