@@ -9,10 +9,13 @@ BatchNormalization in float32.
 This module imports torch and onnxscript.
 """
 
+import io
 import logging
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import onnx
@@ -221,13 +224,29 @@ def _weights_at_once(module: torch.nn.Module) -> Iterator[None]:
         yield
 
 
+class _Elsewhere(io.TextIOBase):
+    """A stream that only other threads write to, such as the one that shows progress."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else int(self._stream.write(text))
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return bool(self._stream.isatty())
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps torch from warning about and logging what it does."""
+    """Keeps torch from warning about, logging and printing what it does, and what fails: that is raised as well."""
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(max(disabled, logging.ERROR))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(_Elsewhere(sys.stderr)):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -36,12 +36,24 @@ ADVICE: tuple[tuple[str, str], ...] = (
         "dynamic_shapes must be nested like the arguments: {axis: name} for each tensor, None for a static one",
     ),
     (
+        r"'(int|float|bool|str|complex)' object has no attribute 'name'",
+        "it gives a number or text, which can be no output: return tensors only, such as torch.tensor(…)",
+    ),
+    (
+        r"not a known type|Unsupported input type|register_dataclass",
+        "register its class with torch.export.register_dataclass or torch.utils._pytree.register_pytree_node, or use "
+        "tuples and dicts of tensors",
+    ),
+    (
         r"forward\(\)|missing a required|got an unexpected|positional argument|multiple values for argument",
         "the example inputs are not what the module takes: give all arguments of forward",
     ),
     (r"size of what it normalizes over", "leave that axis out of dynamic_shapes"),
 )
 """What to try, by what an error says; the first that fits."""
+
+_LONGEST = 240
+"""Characters of an error of torch that are shown; whole sentences where there are such."""
 
 _OTHER = "see torch's own error, which this one was raised from"
 
@@ -64,7 +76,11 @@ def _first_line(text: str) -> str:
     lines = [" ".join(line.split()) for line in re.sub(r"\x1b\[\d*m", "", text).splitlines() if line.strip()]
     if lines[0].endswith(":") and len(lines) > 1:
         lines[0] += f" {lines[1]}"
-    return re.sub(r"\s*(See the stack trace for more information\.|Failure message:.*)$", "", lines[0])[:240]
+    text = re.sub(r"\s*(See the stack trace for more information\.|Failure message:.*)$", "", lines[0])
+    if len(text) <= _LONGEST:
+        return text
+    sentence = text.rfind(". ", 0, _LONGEST)
+    return text[:sentence] if sentence > 0 else text[:_LONGEST].rpartition(" ")[0] + " …"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -4,6 +4,7 @@ import copy
 import re
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -558,6 +559,28 @@ class Fixed(nn.Module):
         return x.reshape(2, 12)
 
 
+@dataclass
+class Pair:
+    """Tensors in a class that torch does not know."""
+
+    a: Any
+    b: Any
+
+
+class Paired(nn.Module):
+    """An output of a class that torch does not know."""
+
+    def forward(self, x: Tensor) -> Pair:
+        return Pair(x, x + 1)
+
+
+class Numbered(nn.Module):
+    """An output that is a number."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        return x + 1, 5
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("part", "arguments", "message"),
@@ -578,19 +601,31 @@ class TestErrors:
                 {"dynamic_shapes": ({0: "batch"},)},
                 r"cannot export Sequential.*for every size of a dimension in dynamic_shapes: leave that dimension out",
             ),
+            (Numbered(), {}, "it gives a number or text, which can be no output: return tensors only"),
+            (
+                Paired(),
+                {},
+                r"a pytree for it.*; register its class with torch\.export\.register_dataclass",
+            ),
             (nn.Identity(), {"dynamic_shapes": ({0: "batch"}, {0: "b"})}, "dynamic_shapes must be nested like the arg"),
             (nn.Identity(), {"kwargs": {"other": torch.ones(1)}}, "example inputs are not what the module takes"),
         ],
-        ids=["control flow", "operator", "complex numbers", "size", "structure", "arguments"],
+        ids=["control flow", "operator", "complex numbers", "size", "number", "class", "structure", "arguments"],
     )
     def test_one_line_names_the_module_and_what_to_try(
-        self, part: nn.Module, arguments: dict[str, Any], message: str, tmp_path: Path
+        self,
+        part: nn.Module,
+        arguments: dict[str, Any],
+        message: str,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         module = nn.Sequential(nn.ReLU(), part).eval()
         with pytest.raises(ExportError, match=message) as raised:
             normfuse.export(module, torch.randn(2, 3, 4), tmp_path / "model.onnx", **arguments)
         assert "\n" not in str(raised.value)
         assert "\x1b" not in str(raised.value)
+        assert capsys.readouterr().err == ""
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize(
