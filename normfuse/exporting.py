@@ -181,6 +181,7 @@ def export(
             result.report.parts = layer_parity(
                 module, given, captured, budget=verify_budget, shapes=shapes, training=training, progress=say
             )
+            result.report.notes += _left_out(module, result.report)
         parity = result.report.parity
         if parity is not None and not parity.passed:
             error = ParityError(parity.against("module"), result.report)
@@ -341,8 +342,20 @@ def reminder(module: Any) -> str:
     which = "it" if not modes[0] else f"its part {modes[0]!r}"
     return (
         f"{type(module).__name__}: {which} is in training mode; it is exported in eval mode and left as it is "
-        "(training=True exports it as it is)"
+        "(training=True, or --train, exports it as it is)"
     )
+
+
+def _left_out(module: Any, report: Report) -> list[str]:
+    """Which parts of a module were not compared, as a note; none where all were."""
+    judged = {output.name for output in report.parts.outputs} if report.parts is not None else set()
+    paths = [path for path, _ in module.named_modules() if path and path not in judged]
+    if not paths:
+        return []
+    named = ", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+    which = "no part of the module was" if not judged else "parts of the module were not"
+    reason = "called more than once or never, or their one output does not stand in the file"
+    return [f"{which} compared: {named}: they are {reason}"]
 
 
 def _check_titles(input_names: Sequence[str], output_names: Sequence[str]) -> None:

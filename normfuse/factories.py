@@ -249,6 +249,11 @@ def load_weights(module: Any, path: str) -> None:
     held = module.state_dict(keep_vars=True)
     loaded = {id(tensor) for name, tensor in held.items() if name in state}
     missing = [name for name in missing if id(held.get(name)) not in loaded]
+    if missing and unexpected and all(name.startswith("module.") for name in state):
+        raise NormfuseError(
+            f"{path}: its names begin with 'module.', as DistributedDataParallel writes them; save the state_dict of "
+            "what it wraps, its attribute module"
+        )
     for names, what in ((missing, "has no weight"), (unexpected, "has a weight that the module has not:")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -271,11 +276,24 @@ def _state(path: str) -> Mapping[str, Any]:
         raise
     except Exception as error:
         first = " ".join(str(error).split())[:160]
+        if len(first) < 24:  # such as the number of a byte
+            first = f"it is no file that torch.load reads ({type(error).__name__})"
         raise NormfuseError(
             f"cannot read weights from {path}: {first}; save them with torch.save(module.state_dict(), path) or as "
             "safetensors"
         ) from error
     inner = state.get("state_dict", state) if isinstance(state, Mapping) else state
-    if not isinstance(inner, Mapping) or not all(isinstance(one, torch.Tensor) for one in inner.values()):
+    if not isinstance(inner, Mapping):
         raise NormfuseError(f"{path} holds no state_dict; save torch.save(module.state_dict(), path)")
+    if not _is_state(inner):
+        within = next((key for key, one in inner.items() if isinstance(one, Mapping) and one and _is_state(one)), None)
+        hint = "" if within is None else f", but one as its entry {within!r}"
+        save = "module.state_dict()" if within is None else f"torch.load(…)[{within!r}]"
+        raise NormfuseError(f"{path} holds no state_dict{hint}; save one alone: torch.save({save}, 'weights.pt')")
     return inner
+
+
+def _is_state(state: Mapping[Any, Any]) -> bool:
+    import torch
+
+    return all(isinstance(one, torch.Tensor) for one in state.values())

@@ -224,10 +224,20 @@ class TestWeights:
                 "has a weight that the module has not: 'gamma'",
             ),
             ([1, 2], "holds no state_dict"),
+            ({"epoch": 3}, "holds no state_dict; save one alone"),
+            ({"model": module.state_dict(), "epoch": 3}, "holds no state_dict, but one as its entry 'model'; save one"),
+            ({f"module.{name}": one for name, one in module.state_dict().items()}, "as DistributedDataParallel writes"),
         ):
             torch.save(state, "w.pt")
             with pytest.raises(NormfuseError, match=message):
                 load_weights(module, "w.pt")
+
+    def test_a_file_of_something_else_says_so(self) -> None:
+        Path("w.pt").write_bytes(b"")
+        with pytest.raises(
+            NormfuseError, match=r"cannot read weights from w\.pt: it is no file that torch\.load reads"
+        ):
+            load_weights(torch.nn.Linear(2, 3), "w.pt")
 
     def test_a_pickle_is_not_run(self) -> None:
         torch.save(torch.nn.Linear(2, 3), "module.pt")

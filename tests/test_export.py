@@ -501,6 +501,9 @@ class TestLayers:
         assert report.parts is not None
         assert report.parts.passed
         assert {output.name for output in report.parts.outputs} == {"inner.0", "inner.1", "inner.3"}
+        assert [
+            note for note in report.notes if note.startswith("parts of the module were not compared: inner, inner.2")
+        ]
         assert report.to_dict()["parts"]["passed"]
 
     def test_the_part_that_was_captured_wrong_is_named(self) -> None:
