@@ -88,7 +88,12 @@ def read_limits(
 @click.option("--train", is_flag=True, help="Export parts that are in training mode so.")
 @TARGET
 @THREADS
-@click.option("--opset", type=click.IntRange(min=1), metavar="N", help="Write this opset, 18 or above. [default: 20]")
+@click.option(
+    "--opset",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Write this opset, 18 or above. [default: 20; for bfloat16 the first that has it]",
+)
 @SELECT
 @IGNORE
 @click.option("--optimize/--no-optimize", default=True, help="Optimize for the target. [default: yes]")
