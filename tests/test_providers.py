@@ -150,7 +150,7 @@ class Fake(types.ModuleType):
             def get_inputs(self) -> list[Any]:
                 return []
 
-            get_outputs = get_inputs
+            get_outputs = get_overridable_initializers = get_inputs
 
         class Levels:
             ORT_ENABLE_ALL = ORT_DISABLE_ALL = 0
