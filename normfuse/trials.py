@@ -31,7 +31,7 @@ from normfuse.assignments import Places, Space
 from normfuse.calls import outputs_of, to_array
 from normfuse.errors import ExportError, TargetError
 from normfuse.guards import Axis, Guards, Sizes
-from normfuse.limits import note_limits
+from normfuse.limits import Limit, note_limits
 from normfuse.modules import copied
 
 LARGEST = 2**24
@@ -174,12 +174,14 @@ def judge_guards(
         return []
     tensors = [place for place, leaf in enumerate(_leaves(module, args, kwargs)) if isinstance(leaf, torch.Tensor)]
     inputs = dict(zip(tensors, model.graph.inputs, strict=True))
-    note_limits(model, {name_in(model, inputs[axis.place[0]], axis): axis.limit for axis in guards.axes})
+    limits = {name_in(model, inputs[axis.place[0]], axis): axis.limit for axis in guards.axes}
+    note_limits(model, limits)
+    notes = [f"{name} is {limit}, as declared: the file says so" for name, limit in limits.items() if limit != Limit()]
     space = Space(guards.axes)
     found = [(guard, list(islice(space.violating(guard), 8 * TRIALS))) for guard in guards.guards]
     parted = list(space.parted())
     if not parted and not any(sizes for _, sizes in found):
-        return []
+        return notes
     title = type(module).__name__
     trials = Trials(module, args, kwargs, model, runner(model))
     for one, other, some in parted:
@@ -188,7 +190,6 @@ def judge_guards(
                 f"{title} takes {one!r} and {other!r} of different sizes, too, but torch.export took them for one "
                 "dimension: give both the same name where they are always equal, or leave one out of dynamic_shapes"
             )
-    notes = []
     for guard, assignments in found:
         assignments.sort(key=lambda values: sum(not one.holds(values) for one in guards.guards))
         outcomes: list[Outcome] = []

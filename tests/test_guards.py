@@ -167,6 +167,7 @@ class TestAccepted:
         assert result.report.parity is not None
         assert result.report.parity.passed
         assert result.report.parity.probes > 10
+        assert result.report.notes == ["length is 3 to 16, as declared: the file says so"]
         assert json.loads(load(path).metadata_props[KEY])["length"]["most"] == 16
         assert limits_of(load(path)) == {"length": Limit(3, 16)}
         wide = x(3, 16, 8)
