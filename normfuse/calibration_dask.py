@@ -5,7 +5,7 @@ The workers read the batches themselves: files must lie where all of them can re
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -138,9 +138,21 @@ def _client(scheduler: str) -> Iterator[Any]:
                 silence_logs=logging.CRITICAL,  # what a worker fails with is raised here
             )
             scheduler = closing.enter_context(cluster).scheduler_address
+        made: list[Any] = []
+
+        class Known(Client):
+            """A client that is known also where its constructor fails."""
+
+            def __init__(self, address: str) -> None:
+                made.append(self)
+                super().__init__(address, timeout=_PATIENCE)  # type: ignore[no-untyped-call]
+
         try:
-            client = Client(scheduler, timeout=_PATIENCE)
+            client = Known(scheduler)
         except (OSError, ValueError, TimeoutError) as error:
+            # left to the garbage collector it would close at any time, even while the next one holds the lock for that
+            with suppress(Exception):
+                made[0].close()
             what = " ".join(str(error).split())[:200] or type(error).__name__
             hint = "start one with `dask scheduler`, or give `local`"
             raise NormfuseError(f"cannot reach a scheduler at {scheduler}: {what}; {hint}") from error

@@ -101,6 +101,25 @@ def test_a_scheduler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         calibrate(net(), data(), scheduler="nonsense")
 
 
+@pytest.mark.parametrize("scheduler", ["tcp://127.0.0.1:9", "nonsense"])
+def test_a_client_that_reached_nobody_is_closed_at_once(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector would do it within whatever runs then, and stop for ever at a lock that is held."""
+    from normfuse import calibration_dask
+
+    made: list[Any] = []
+    start = distributed.Client.start
+
+    def starting(self: Any, **options: Any) -> Any:
+        made.append(self)
+        return start(self, **options)
+
+    monkeypatch.setattr(calibration_dask, "_PATIENCE", "100ms")
+    monkeypatch.setattr(distributed.Client, "start", starting)
+    with pytest.raises(NormfuseError, match="cannot reach a scheduler"):
+        calibrate(net(), data(), scheduler=scheduler)
+    assert [client.status for client in made] == ["closed"]
+
+
 def test_a_scheduler_without_workers(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed.Client, "nthreads", lambda _: {})
     with pytest.raises(NormfuseError, match="has no workers; start some with `dask worker"):
