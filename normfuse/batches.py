@@ -16,11 +16,7 @@ Everything is checked against the inputs of the model: files by their headers be
 comes.
 """
 
-import os
-import shutil
-import tempfile
-import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.batch_inputs import Batch, Signature, Taker
-from normfuse.errors import NormfuseError
+from normfuse.replay import Spool, opened, paths_of
 from normfuse.runtime import Array
 
 
@@ -110,47 +106,42 @@ class Iterated(Batches):
 
 
 class Spooled(Batches):
-    """Batches that come only once: they are written to a temporary folder, and read from there the next time.
-
-    TMPDIR says where it is made. It is removed with this object.
-    """
+    """Batches that come only once, kept as they were checked."""
 
     def __init__(self, source: Iterator[Any], signature: Signature) -> None:
         super().__init__(signature)
-        self._source, self._inputs = source, signature.all
-        self._folder = tempfile.mkdtemp(prefix="normfuse-")
-        weakref.finalize(self, shutil.rmtree, self._folder, True)
-        self._spooled = 0
+        # nothing of this object, so that the folder goes with it at once
+        keep, names = signature.fed, [value.name for value in signature.all]
+        self._spool = Spool(
+            source,
+            ".npz",
+            lambda given, index: keep(given, f"batch {index}"),
+            lambda batch, path: _write(names, batch, path),
+            lambda path: _load(names, path),
+        )
 
     def read(self, shard: Shard = WHOLE) -> Iterator[Batch]:
         """As for `Batches`."""
-        index = 0
-        while True:
-            path = os.path.join(self._folder, f"{index}.npz")
-            if index < self._spooled:
-                with np.load(path, allow_pickle=False) as archive:
-                    batch = {
-                        value.name: _unspooled(archive[f"array_{place}"])
-                        for place, value in enumerate(self._inputs)
-                        if f"array_{place}" in archive
-                    }
-            else:
-                given = next(self._source, _END)
-                if given is _END:
-                    self.count = index
-                    return
-                batch = self._signature.fed(given, self.title(index))
-                # by place, as not every name of an input is one of a file
-                named = {
-                    f"array_{place}": _spooled(batch[value.name])
-                    for place, value in enumerate(self._inputs)
-                    if value.name in batch
-                }
-                np.savez(path, allow_pickle=False, **named)
-                self._spooled = index + 1
+        index = -1
+        for index, batch in enumerate(self._spool):
             if index % shard.count == shard.index:
                 yield batch
-            index += 1
+        self.count = index + 1
+
+
+def _write(names: Sequence[str], batch: Batch, path: str) -> None:
+    # by place, as not every name of an input is one of a file
+    named = {f"array_{place}": _spooled(batch[name]) for place, name in enumerate(names) if name in batch}
+    np.savez(path, allow_pickle=False, **named)
+
+
+def _load(names: Sequence[str], path: str) -> Batch:
+    with np.load(path, allow_pickle=False) as archive:
+        return {
+            name: _unspooled(archive[f"array_{place}"])
+            for place, name in enumerate(names)
+            if f"array_{place}" in archive
+        }
 
 
 def _spooled(array: Array) -> Array:
@@ -162,21 +153,6 @@ def _unspooled(array: Array) -> Array:
     return array.astype(object) if array.dtype.kind == "U" else array
 
 
-class Rewound(Batches):
-    """Batches of a `CalibrationDataReader` that can be rewound."""
-
-    def __init__(self, reader: Any, signature: Signature) -> None:
-        super().__init__(signature)
-        self._reader = reader
-
-    def read(self, shard: Shard = WHOLE) -> Iterator[Batch]:
-        """As for `Batches`."""
-        self._reader.rewind()  # the first time too: who has read from it before left it where it was
-        for index, batch in enumerate(iter(self._reader.get_next, None)):
-            if index % shard.count == shard.index:
-                yield self._signature.fed(batch, self.title(index))
-
-
 def batches_of(source: Any, model: ir.Model) -> Batches:
     """Batches for a model.
 
@@ -184,36 +160,9 @@ def batches_of(source: Any, model: ir.Model) -> Batches:
         NormfuseError: they cannot be read, or the model does not take them.
     """
     signature = Signature(model)
-    if isinstance(source, str | os.PathLike):
-        source = [source]
-    if isinstance(source, Mapping) or hasattr(source, "__array__"):
-        return Iterated([source], signature)
-    if are_paths(source):
+    if (paths := paths_of(source)) is not None:
         from normfuse.batch_files import Files
 
-        return Files([os.fspath(one) for one in source], signature)
-    if callable(getattr(source, "get_next", None)):
-        if callable(getattr(source, "rewind", None)):
-            return Rewound(source, signature)
-        return Spooled(iter(source.get_next, None), signature)
-    try:
-        iterator = iter(source)
-    except TypeError:
-        raise holds_none(source) from None
-    return Spooled(iterator, signature) if iterator is source else Iterated(source, signature)
-
-
-def are_paths(source: Any) -> bool:
-    """Whether it is a list of paths."""
-    return isinstance(source, list | tuple) and bool(source) and all(isinstance(x, str | os.PathLike) for x in source)
-
-
-def holds_none(source: object) -> NormfuseError:
-    """What is said of what is no iterable."""
-    return NormfuseError(
-        f"a {type(source).__name__} holds no batches; give an iterable of mappings from input names to arrays, or "
-        "paths of .npz files"
-    )
-
-
-_END = object()
+        return Files(paths, signature)
+    iterable, comes_once = opened(source)
+    return Spooled(iter(iterable), signature) if comes_once else Iterated(iterable, signature)

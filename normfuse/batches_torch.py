@@ -13,11 +13,8 @@ torch is imported already.
 """
 
 import inspect
-import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,9 +23,9 @@ from torch import nn
 from torch.utils import _pytree as tree
 
 from normfuse.batch_inputs import Batch, Header
-from normfuse.batches import are_paths, holds_none
 from normfuse.calls import is_array, parameters_of
 from normfuse.errors import NormfuseError
+from normfuse.replay import Spool, opened, paths_of
 
 _KEYWORDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -40,21 +37,12 @@ def module_batches(source: Any, module: nn.Module) -> tuple[Iterable[Any], "Para
         NormfuseError: they cannot be read, or the module does not take them.
     """
     parameters = Parameters(module)
-    if isinstance(source, str | os.PathLike):
-        source = [source]
-    if isinstance(source, Mapping) or is_array(source):
-        return [source], parameters
-    if are_paths(source):
-        return _InFiles([os.fspath(path) for path in source], parameters), parameters
-    if callable(getattr(source, "get_next", None)):
-        rewind = getattr(source, "rewind", None)
-        given = iter(source.get_next, None)
-        return _Rewound(source) if callable(rewind) else _Spooled(given), parameters
-    try:
-        iterator = iter(source)
-    except TypeError:
-        raise holds_none(source) from None
-    return _Spooled(iterator) if iterator is source else source, parameters
+    if (paths := paths_of(source)) is not None:
+        return _InFiles(paths, parameters), parameters
+    iterable, comes_once = opened(source)
+    if comes_once:
+        return Spool(iter(iterable), ".pt", _as_tensors, torch.save, partial(torch.load, weights_only=True)), parameters
+    return iterable, parameters
 
 
 class Parameters:
@@ -116,41 +104,6 @@ class _InFiles:
         return self._files.read()
 
 
-class _Rewound:
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
-
-    def __iter__(self) -> Iterator[Any]:
-        self._reader.rewind()  # the first time too: who has read from it before left it where it was
-        return iter(self._reader.get_next, None)
-
-
-class _Spooled:
-    """Batches that come only once. TMPDIR says where they are written; they are removed with this object."""
-
-    def __init__(self, source: Iterator[Any]) -> None:
-        self._source = source
-        self._folder = tempfile.mkdtemp(prefix="normfuse-")
-        weakref.finalize(self, shutil.rmtree, self._folder, True)
-        self._spooled = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        index = 0
-        while True:
-            path = os.path.join(self._folder, f"{index}.pt")
-            if index < self._spooled:
-                yield torch.load(path, weights_only=True)
-            else:
-                given = next(self._source, _END)
-                if given is _END:
-                    return
-                batch = _as_tensors(given, index)
-                torch.save(batch, path)
-                self._spooled = index + 1
-                yield batch
-            index += 1
-
-
 def _as_tensors(batch: Any, index: int) -> Any:
     """What a module is given of a batch, with its arrays as tensors of their own.
 
@@ -166,6 +119,3 @@ def _as_tensors(batch: Any, index: int) -> Any:
                 "again, such as a list"
             )
     return tree.tree_unflatten([torch.as_tensor(leaf).clone() if is_array(leaf) else leaf for leaf in leaves], spec)
-
-
-_END = object()
