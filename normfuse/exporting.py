@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from normfuse.foreign import Foreign
     from normfuse.guards import Guards
+    from normfuse.operator_types import Misfit
 
 
 def export(
@@ -147,11 +148,13 @@ def export(
             )
 
         captured, guards = captured_in(min(wanted, OPSETS[-1]))
-        while opset is None and (lacks := misfit(captured)) and lacks.since and wanted < lacks.since <= OPSETS[-1]:
+        lacks = misfit(captured)
+        while opset is None and lacks and lacks.since and wanted < lacks.since <= OPSETS[-1]:
             wanted = lacks.since
             say(f"{lacks}: exporting {type(module).__name__} in opset {wanted}")
             captured, guards = captured_in(wanted)
-        _check_types(captured, wanted, module)
+            lacks = misfit(captured)
+        _check_types(lacks, wanted, module)
         _check_ports(captured, module, input_names, output_names)
         large = is_large(captured)
         if large and path is not None:
@@ -256,15 +259,12 @@ def _optimized(
     return Result(model, report)
 
 
-def _check_types(captured: ir.Model, opset: int, module: Any) -> None:
+def _check_types(lacks: "Misfit | None", opset: int, module: Any) -> None:
     """The operators must take the floats that they are given.
 
     Raises:
         ExportError: one does not in this opset.
     """
-    from normfuse.operator_types import misfit
-
-    lacks = misfit(captured)
     if lacks is not None and (lacks.since is None or lacks.since > opset):
         advice = f"ask for opset {lacks.since}" if lacks.since else "no opset has: compute that in float32"
         raise ExportError(f"cannot export {type(module).__name__}: {lacks}; {advice}")
