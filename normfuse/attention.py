@@ -190,21 +190,24 @@ def _asked(condition: ir.Value | None) -> ir.Value | None:
 
 def _may_hide(value: ir.Value | None) -> bool:
     """Whether there may be −∞ in a value, by what it is computed of."""
-    if value is None:
-        return False
-    number = ir.convenience.get_const_tensor(value)
-    if number is not None:
-        return not np.isfinite(number.numpy().astype(np.float64)).all()
-    node = value.producer()
-    if node is None or node.domain:
-        return True
-    match node.op_type:
-        case "Where":
-            read = node.inputs[1:]
-        case name if name in _MOVES:
-            read = node.inputs[:1]
-        case name if name in _MIXES:
-            read = node.inputs
-        case name:
-            return name not in _FINITE
-    return any(_may_hide(one) for one in read)
+    queue, seen = [value], set[ir.Value | None]()
+    while queue:
+        value = queue.pop()
+        if value is None or value in seen:
+            continue
+        seen.add(value)
+        number, node = ir.convenience.get_const_tensor(value), value.producer()
+        if number is not None:
+            if not np.isfinite(number.numpy().astype(np.float64)).all():
+                return True
+        elif node is None or node.domain:
+            return True
+        elif node.op_type == "Where":
+            queue += node.inputs[1:]
+        elif node.op_type in _MOVES:
+            queue += node.inputs[:1]
+        elif node.op_type in _MIXES:
+            queue += node.inputs
+        elif node.op_type not in _FINITE:
+            return True
+    return False
