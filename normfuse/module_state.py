@@ -16,7 +16,7 @@ from torch import Tensor, nn
 class Buffers:
     """The buffers of a module as they are now, but those of some of its parts."""
 
-    def __init__(self, module: nn.Module, but: Collection[nn.Module]) -> None:
+    def __init__(self, module: nn.Module, but: Collection[nn.Module] = ()) -> None:
         self._held = [
             (part, name, buffer, buffer.clone())
             for part in module.modules()

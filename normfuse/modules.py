@@ -290,17 +290,13 @@ def interpreted() -> Iterator[None]:
 @contextmanager
 def same_buffers(module: Any) -> Iterator[None]:
     """Leaves the buffers of a module as they were, such as the running statistics that training mode moves."""
-    kept = [
-        (part, name, tensor, tensor.clone())
-        for part in module.modules()
-        for name, tensor in part.named_buffers(recurse=False)
-    ]
+    from normfuse.module_state import Buffers
+
+    held = Buffers(module)
     try:
         yield
     finally:
-        for part, name, tensor, content in kept:
-            tensor.copy_(content)
-            setattr(part, name, tensor)
+        held.restore()
 
 
 @contextmanager
