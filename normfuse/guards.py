@@ -94,19 +94,28 @@ class Guards:
         dynamic_shapes: Any,
     ) -> Self:
         """What torch took for granted of sizes when it made a program of a module."""
-        bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-        axes = dynamic_axes(program, tree.tree_leaves(dict(bound)), declared(module, args, kwargs, dynamic_shapes))
+        leaves = tree.tree_leaves(bound(module, args, kwargs))
+        axes = dynamic_axes(program, leaves, declared(module, args, kwargs, dynamic_shapes))
         return cls(tuple(axes), tuple(guards_of(axes, program) if axes else ()))
+
+
+def bound(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by parameter, in the order of the parameters.
+
+    Raises:
+        TypeError: the module does not take them.
+    """
+    return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
 
 
 def declared(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], spec: Any) -> list[Any]:
     """For each leaf of the arguments, in the order of the parameters, what `dynamic_shapes` says of it."""
     if hasattr(spec, "dynamic_shapes"):  # torch.export.ShapesCollection
         spec = spec.dynamic_shapes(module, tuple(args), dict(kwargs))
-    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    arguments = bound(module, args, kwargs)
     if isinstance(spec, tuple | list):
-        spec = dict(zip(bound, spec, strict=False))
-    return [_followed(spec, path) for path, _ in tree.tree_flatten_with_path(dict(bound))[0]]
+        spec = dict(zip(arguments, spec, strict=False))
+    return [_followed(spec, path) for path, _ in tree.tree_flatten_with_path(arguments)[0]]
 
 
 def check_declared(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], spec: Any) -> None:
@@ -116,12 +125,12 @@ def check_declared(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping
         NormfuseError: it would.
     """
     try:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        arguments = bound(module, args, kwargs)
         specs = declared(module, args, kwargs, spec)
     except (AttributeError, LookupError, TypeError, ValueError):
         return  # not nested like the arguments, which torch says better
     sizes: dict[str, tuple[int, str]] = {}
-    for (path, leaf), dims in zip(tree.tree_flatten_with_path(dict(bound))[0], specs, strict=True):
+    for (path, leaf), dims in zip(tree.tree_flatten_with_path(arguments)[0], specs, strict=True):
         if not isinstance(leaf, torch.Tensor) or not isinstance(dims, Mapping | tuple | list):
             continue
         where = tree.keystr(path).replace("['", "", 1).replace("']", "", 1)
@@ -245,8 +254,7 @@ def _asserted(condition: Formula, symbols: frozenset[Formula], names: Mapping[Fo
     titles = " and ".join(sorted({str(names[symbol]) for symbol in symbols}))
     advice = (
         f"leave {titles} out of dynamic_shapes, rule such sizes out, as torch.export.Dim(name, min=…, max=…) does "
-        "(--limit), or "
-        "take the condition out of the module"
+        "(--limit), or take the condition out of the module"
     )
     numbers = frozenset(int(one) for one in condition.atoms() if one.is_Integer and 0 <= one < _ENDLESS)
     return Guard(text, symbols, numbers, _holding(condition), advice)

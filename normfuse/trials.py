@@ -30,7 +30,7 @@ from torch.utils import _pytree as tree
 from normfuse.assignments import Places, Space
 from normfuse.calls import outputs_of, to_array
 from normfuse.errors import ExportError, TargetError
-from normfuse.guards import Axis, Guards, Sizes
+from normfuse.guards import Axis, Guards, Sizes, bound
 from normfuse.limits import Limit, note_limits
 from normfuse.modules import copied
 
@@ -172,7 +172,11 @@ def judge_guards(
     """
     if not guards.axes:
         return []
-    tensors = [place for place, leaf in enumerate(_leaves(module, args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = [
+        place
+        for place, leaf in enumerate(tree.tree_leaves(bound(module, args, kwargs)))
+        if isinstance(leaf, torch.Tensor)
+    ]
     inputs = dict(zip(tensors, model.graph.inputs, strict=True))
     limits = {name_in(model, inputs[axis.place[0]], axis): axis.limit for axis in guards.axes}
     note_limits(model, limits)
@@ -247,10 +251,6 @@ def rename(model: ir.Model, old: str, new: str) -> None:
                 shape = value.shape
                 assert shape is not None
                 shape[number] = ir.SymbolicDim(word.sub(new, size.value))
-
-
-def _leaves(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    return tree.tree_leaves(dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments))
 
 
 def runner(model: ir.Model) -> Run:
