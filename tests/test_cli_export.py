@@ -232,8 +232,10 @@ class TestWeights:
             with pytest.raises(NormfuseError, match=message):
                 load_weights(module, "w.pt")
 
-    def test_a_file_of_something_else_says_so(self) -> None:
-        Path("w.pt").write_bytes(b"")
+    @pytest.mark.parametrize("content", [b"", b"\x08\x07\x12\x07pytorch"])
+    def test_a_file_of_something_else_says_so(self, content: bytes) -> None:
+        """torch would advise to run what is in it."""
+        Path("w.pt").write_bytes(content)
         with pytest.raises(
             NormfuseError, match=r"cannot read weights from w\.pt: it is no file that torch\.load reads"
         ):
