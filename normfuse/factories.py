@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import inspect
 import os
-import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -277,7 +276,7 @@ def _state(path: str) -> Mapping[str, Any]:
         raise
     except Exception as error:
         first = " ".join(str(error).split())[:160]
-        if isinstance(error, pickle.UnpicklingError):  # torch advises to run what is in it
+        if type(error).__name__ == "UnpicklingError":  # torch advises to run what is in it
             first = "it is no file that torch.load reads without running what is in it"
         elif len(first) < 24:  # such as the number of a byte
             first = f"it is no file that torch.load reads ({type(error).__name__})"
